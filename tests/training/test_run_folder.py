@@ -17,6 +17,7 @@ from tessella.training import setup
 from tessella.training.config import FORMER_NAMES
 from tessella.training.events import StepEvent, TrainingEvent
 from tessella.training.loop import train
+from tessella.training.model import build_model
 from tessella.training.run_folder import LOCK
 
 from .kills import assert_same, last
@@ -180,8 +181,6 @@ def test_extending_a_run_with_former_names_writes_the_current_ones(data: Path, t
 def test_a_run_that_started_while_the_model_was_built_is_not_overwritten(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_model = setup.build_model
-
     def meanwhile(*args: Any) -> Any:
         monkeypatch.setattr(setup, "build_model", build_model)
         run(data, tmp_path, small(epochs=1))

@@ -167,7 +167,7 @@ class _Data(msgspec.Struct, forbid_unknown_fields=True):
     fitted: int
 
 
-class _StoredFacts(msgspec.Struct, forbid_unknown_fields=True):
+class _CalibrationFacts(msgspec.Struct, forbid_unknown_fields=True):
     """What a file says besides its arrays; see `Calibration`."""
 
     fingerprint: str
@@ -186,7 +186,7 @@ class _StoredFacts(msgspec.Struct, forbid_unknown_fields=True):
 
 def _calibration_of(values: object, arrays: Mapping[str, NDArray[Any]]) -> Calibration:
     """Put a calibration together; ValueError or KeyError for facts and arrays that do not fit."""
-    facts = msgspec.convert(values, _StoredFacts)  # its ValidationError is a ValueError
+    facts = msgspec.convert(values, _CalibrationFacts)  # its ValidationError is a ValueError
     curve = ConfidenceCurve(*msgspec.structs.astuple(facts.curve))
     numbers = (facts.temperature, facts.sets.penalty, curve.intercept, curve.slope, *curve.knots, *curve.bends)
     if len(curve.knots) != len(curve.bends) or not all(map(math.isfinite, numbers)):

@@ -89,7 +89,8 @@ def _content(source: Source, key: str) -> str:
 
 def _contents_of_run(out: Path) -> dict[int, str]:
     """Return the contents of the inputs of a run by their positions, as far as their shards are finished."""
-    found, size = {}, read_run(out)["shard_rows"]
+    found: dict[int, str] = {}
+    size = read_run(out)["shard_rows"]
     for shard in finished_shards(out):
         rows = read_shard(out, shard, ["sha256", "key"]).to_pylist()
         found.update((shard.id * size + i, content_of(row["sha256"], row["key"])) for i, row in enumerate(rows))
