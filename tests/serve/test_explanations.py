@@ -234,18 +234,6 @@ def test_a_request_has_a_limited_number_of_images() -> None:
     run(scenario)
 
 
-def test_the_limit_of_images_is_that_of_the_server_if_it_is_lower() -> None:
-    async def scenario(service: Service) -> None:
-        error = await error_of(explain(service, *[encoded(1)] * 4))
-        assert (error.code, "has 4 images" in error.message, "is 3:" in error.message) == (
-            "too_many_images",
-            True,
-            True,
-        )
-
-    run(scenario, max_images=3)
-
-
 def test_a_client_that_leaves_makes_room() -> None:
     async def scenario(service: Service) -> None:
         await explain(service)

@@ -142,10 +142,10 @@ class Explanations:
         begun = time.monotonic()
         self.check(model)
         if len(images) > self.max_images:
-            count, most = len(images), self.max_images
+            count = len(images)
             raise RequestError(
                 "too_many_images",
-                f"The request has {count:,} images, the limit for explanations is {most}: "
+                f"The request has {count:,} images, the limit for explanations is {MAX_EXPLAINED}: "
                 "divide them among several requests.",
             )
         self._loop = asyncio.get_running_loop()
