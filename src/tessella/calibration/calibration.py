@@ -132,7 +132,7 @@ class Calibration:
     def check_model(self, fingerprint: str, model: str, num_classes: int, width: int) -> None:
         """Raise UsageError `other_calibration` unless this calibration is of the model with this fingerprint.
 
-        num_classes, width: of the model's logits and embeddings, which only a forged calibration does not fit.
+        num_classes, width: those of the model; only a calibration that was edited can differ from them.
         """
         hint = "run `tessella calibrate` with this model and these settings, or give --no-calibration"
         if fingerprint != self.fingerprint:
