@@ -420,6 +420,16 @@ def test_the_refusal_of_the_server_says_what_to_do(site: StandIn, visit: Open) -
     opened.find("tessella-teach .message").get_by_text(sentence).wait_for()
 
 
+def test_the_view_is_busy_from_the_first_click_on(site: StandIn, visit: Open) -> None:
+    opened = teach(visit, site)
+    clicked = "button => (button.click(), document.querySelector('tessella-teach').getAttribute('aria-busy'))"
+    assert opened.find("tessella-teach .mark.yes").last.evaluate(clicked) == "true"
+    settled(opened)
+    assert len(site.sent_to("/v1/search")) == 1
+    assert opened.button("Undo").evaluate(clicked) == "true"
+    settled(opened)
+
+
 def test_heads_of_another_tab_are_listed(site: StandIn, visit: Open) -> None:
     opened = teach(visit, site)
     saved = opened.find(".saved bdi")

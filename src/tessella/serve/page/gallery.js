@@ -78,6 +78,7 @@ class Gallery extends HTMLElement {
       value: "0",
       oninput: () => {
         this.scoreText.textContent = Number(this.least.value) ? Number(this.least.value).toFixed(2) : "any";
+        this.setAttribute("aria-busy", "true");
         refresh();
       },
     });

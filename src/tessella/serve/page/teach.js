@@ -40,7 +40,11 @@ class Teach extends HTMLElement {
     for (const side of ["yes", "no"])
       this.grid.addEventListener(`tile-${side}`, ({ detail }) => this.mark(detail, side));
     this.grid.addEventListener("tile-search", ({ detail }) => state.setQuery({ row: detail.row, item: detail }));
-    this.refit = debounce(() => this.refresh(), 120);
+    const refit = debounce(() => this.refresh(), 120);
+    this.refit = () => {
+      this.setAttribute("aria-busy", "true"); // the images shown no longer match the marks
+      refit();
+    };
     this.trays = Object.fromEntries(["yes", "no"].map((side) => [side, this.#tray(side)]));
     this.status = make("p", { class: "muted", role: "status" });
     this.others = button({ text: "Other images", onclick: () => this.#showOthers() });
