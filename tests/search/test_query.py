@@ -92,6 +92,18 @@ def test_equal_scores_are_sorted_by_key(index: Index) -> None:
     assert {neighbor.score for neighbor in neighbors} == {1.0}
 
 
+@pytest.mark.parametrize("memory", [0, None])
+def test_of_equal_scores_at_the_end_the_first_by_key_are_found(tmp_path: Path, memory: int | None) -> None:
+    vectors = random_vectors(200, 1)
+    vectors[1::2] = vectors[0]
+    images = [Image(f"{199 - i:06d}.jpg", vector) for i, vector in enumerate(vectors)]  # keys in falling order
+    build_index(write_run(tmp_path / "run", images))
+    index = Index(tmp_path / "run", memory=memory)
+    for where in (None, "bytes > 0"):
+        assert keys(index.search(vectors[0], top=7, where=where)) == [f"{i:06d}.jpg" for i in range(0, 14, 2)]
+    assert keys(index.search("000010.jpg", top=3)) == ["000000.jpg", "000002.jpg", "000004.jpg"]
+
+
 def test_a_neighbor_has_the_fields_of_the_run(index: Index) -> None:
     query = index.query("000011.jpg")
     assert (query.row, query.name) == (11, "000011.jpg")

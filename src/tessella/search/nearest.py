@@ -39,6 +39,8 @@ BITS = 6  # per component in an approximate index
 PROBED_FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)  # of the partitions, tried until the recall is reached
 RECALL, RECALL_AT = 0.99, 10  # an approximate index must find this fraction of the nearest rows
 RECALL_QUERIES = 256  # rows of the table with which the recall is measured
+SCORE_DIGITS = 6  # scores are rounded to them; those that are equal then are ties
+_TIE = 1.1 * 10**-SCORE_DIGITS  # scores that differ by more are not equal when they are rounded
 
 
 @dataclass(frozen=True)
@@ -92,24 +94,38 @@ EVERY_ROW = Condition()
 
 
 def exact(
-    table: LanceTable, queries_QD: Floats, k: int, where: str = "", condition: Condition = EVERY_ROW
+    table: LanceTable,
+    queries_QD: Floats,
+    k: int,
+    where: str = "",
+    condition: Condition = EVERY_ROW,
+    *,
+    ties: bool = False,
 ) -> tuple[Floats, Ints]:
     """Compare the queries (Q,D) with all rows that match, in float32; return cosines and row ids, best first.
 
-    Both are (Q,K); K is less than k if fewer rows match. where: SQL of the user. (LanceDB's own scan rounds the query
-    to float16 and takes one query at a time.)
+    Both are (Q,K); K is less than k if fewer rows match. where: SQL of the user. ties: also return all rows whose score
+    equals the k-th one, for a single query; K may then be greater than k. (LanceDB's own scan rounds the query to
+    float16 and takes one query at a time.)
     """
     scan = table.search().select(["vector", *condition.columns]).with_row_id(True)
-    return nearest_of((scan.where(where) if where else scan).to_batches(SCAN_ROWS), queries_QD, k, condition)
+    batches = (scan.where(where) if where else scan).to_batches(SCAN_ROWS)
+    return nearest_of(batches, queries_QD, k, condition, ties=ties)
 
 
 def nearest_of(
-    batches: Iterable[pa.RecordBatch], queries_QD: Floats, k: int, condition: Condition = EVERY_ROW
+    batches: Iterable[pa.RecordBatch],
+    queries_QD: Floats,
+    k: int,
+    condition: Condition = EVERY_ROW,
+    *,
+    ties: bool = False,
 ) -> tuple[Floats, Ints]:
     """Compare queries (Q,D) with Arrow batches, as `exact` does with a table; return cosines and row ids, both (Q,K).
 
-    The batches have the columns vector, _rowid and those of the condition.
+    The batches have the columns vector, _rowid and those of the condition. ties: as for `exact`.
     """
+    assert not ties or len(queries_QD) == 1
     scores, ids = np.zeros((len(queries_QD), 0), np.float32), np.zeros((len(queries_QD), 0), np.int64)
     for batch in batches:
         batch = condition.filter(batch)
@@ -118,6 +134,8 @@ def nearest_of(
         ids = np.concatenate((ids, np.broadcast_to(batch_ids_N, (len(queries_QD), len(batch_ids_N)))), 1)
         if scores.shape[1] > k:
             best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+            if ties:
+                best = np.flatnonzero(scores[0] >= scores[0, best].min() - _TIE)[None]
             scores, ids = np.take_along_axis(scores, best, 1), np.take_along_axis(ids, best, 1)
     order = np.argsort(-scores, axis=1, kind="stable")
     return np.take_along_axis(scores, order, 1), np.take_along_axis(ids, order, 1)

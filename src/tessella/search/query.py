@@ -48,6 +48,7 @@ from .index import (
 )
 from .nearest import (
     SCAN_ROWS,
+    SCORE_DIGITS,
     Approximate,
     ArrowTable,
     Condition,
@@ -205,7 +206,8 @@ class Index:
         negative: queries that results should not resemble; a quarter of their mean is subtracted from that of the
         others. where: a condition in SQL on the columns, such as "probability > 0.9 AND width >= 640". label: the
         predicted class. among: whether each row of the listing may be found, (L,) of bool. With a condition, or with
-        all_rows, every row is compared, even if there is an approximate index.
+        all_rows, every row is compared, even if there is an approximate index. If more rows than that have the score of
+        the last result, the first of them by key are returned; an approximate index may return others.
 
         Raises UsageError: `bad_argument`, `not_found`, `changed_run`, and `damaged_run`, also if the index was updated
         after it was opened; ImageError for an image that cannot be read.
@@ -226,25 +228,38 @@ class Index:
         scores, ids, rows = self._nearest(query_1D, count, condition, Condition(label, among), all_rows)
         score = dict(zip(ids.tolist(), scores.tolist(), strict=True))
         query_rows = {query.row for query in [*parsed, *against]}
-        neighbors = [Neighbor(score=round(score[row.pop("_rowid")], 6), **row) for row in rows]
+        neighbors = [Neighbor(score=round(score[row.pop("_rowid")], SCORE_DIGITS), **row) for row in rows]
         others = (neighbor for neighbor in neighbors if neighbor.row not in query_rows)
         return sorted(others, key=lambda neighbor: (-neighbor.score, neighbor.key))[:top]
 
     def _nearest(
         self, query_1D: Floats, count: int, where: str, condition: Condition, all_rows: bool
     ) -> tuple[Floats, Ints, list[dict[str, Any]]]:
-        """Return the scores, the ids and the rows of the `count` nearest rows."""
+        """Return the scores, the ids and the rows of the `count` nearest rows; of equal scores, the first by key."""
+        in_memory = False
         with self._reading():
             if self._approximate is not None and not (where or condition.columns or all_rows):
                 scores, ids = self._approximate.search(query_1D[0], count, self.plan.probes)
             elif self._memory is not None and not where:
-                (scores,), (ids,) = nearest_of(self._memory.to_batches(SCAN_ROWS), query_1D, count, condition)
-                rows = self._memory.take(ids).select([*self._names, "_rowid"]).to_pylist()
-                return scores, ids, rows
+                in_memory, batches = True, self._memory.to_batches(SCAN_ROWS)
+                (scores,), (ids,) = nearest_of(batches, query_1D, count, condition, ties=True)
             else:
-                (scores,), (ids,) = exact(self._table, query_1D, count, where, condition)
-            rows = self._table.take_row_ids(ids.tolist()).select([*self._names]).with_row_id().to_arrow().to_pylist()
-            return scores, ids, rows
+                (scores,), (ids,) = exact(self._table, query_1D, count, where, condition, ties=True)
+            if len(ids) > count:
+                keys = self._rows_with_ids(ids, ["key"], in_memory)
+                key = dict(zip(keys["_rowid"].to_pylist(), keys["key"].to_pylist(), strict=True))
+                rounded = [round(score, SCORE_DIGITS) for score in scores.tolist()]
+                first = sorted(range(len(ids)), key=lambda i: (-rounded[i], key[int(ids[i])]))[:count]
+                scores, ids = scores[first], ids[first]
+            return scores, ids, self._rows_with_ids(ids, self._names, in_memory).to_pylist()
+
+    def _rows_with_ids(self, ids: Ints, names: Sequence[str], in_memory: bool) -> ArrowTable:
+        """Return the ids and other columns of some rows, in any order. in_memory: whether the ids are those there."""
+        if in_memory and self._memory is not None:
+            return self._memory.take(ids).select([*names, "_rowid"])
+        parts = [ids[start : start + TAKEN_ROWS] for start in range(0, max(len(ids), 1), TAKEN_ROWS)]
+        queries = [self._table.take_row_ids(part.tolist()).select([*names]).with_row_id() for part in parts]
+        return need_pyarrow()[0].concat_tables([query.to_arrow() for query in queries])
 
     def neighbors(self, rows: Sequence[int] | Ints) -> list[Neighbor]:
         """Return rows (R,) of the listing, in this order, with the score 1. Raises UsageError as `vectors`."""
@@ -266,12 +281,8 @@ class Index:
     def _take(self, rows: Sequence[int] | Ints, names: Sequence[str]) -> ArrowTable:
         """Return columns of some rows of the listing, in any order. Raises UsageError as `vectors`."""
         ids = self.columns.ids[self.columns.positions(rows)]
-        if self._memory is not None:
-            return self._memory.take(ids).select([*names])
         with self._reading():
-            parts = [ids[start : start + TAKEN_ROWS] for start in range(0, max(len(ids), 1), TAKEN_ROWS)]
-            tables = [self._table.take_row_ids(part.tolist()).select([*names]).to_arrow() for part in parts]
-        return need_pyarrow()[0].concat_tables(tables)
+            return self._rows_with_ids(ids, names, self._memory is not None).select([*names])
 
     def _parsed(self, item: AnyImage | Query) -> Query:
         return item if isinstance(item, Query) else self.query(item)
