@@ -22,7 +22,9 @@ from tessella.bulk.ledger import Shard
 from tessella.bulk.run_folder import RUN, SEAL_KEY, read_run, read_shard, write_facts
 from tessella.errors import OutputError, UsageError
 from tessella.search import index as index_module
+from tessella.search.duplicates import dedup
 from tessella.search.index import build_index, check_index, open_table
+from tessella.search.query import Index
 
 from ..bulk.runs import Image, drop_shard, expected_rows, indexed, numbered, random_vectors, write_run, write_shard
 
@@ -198,6 +200,25 @@ def test_a_run_json_with_other_facts_and_the_right_hash_is_refused(run: Path, ch
     with pytest.raises(UsageError, match="missing required field") as caught:
         build_index(run)
     assert caught.value.code == "damaged_run"
+
+
+def test_a_run_json_with_another_width_and_the_right_hash_is_refused(run: Path) -> None:
+    build_index(run)
+    facts = json.loads((run / RUN).read_text())
+    facts.pop(SEAL_KEY)
+    for width in (8, 12, 32):
+        write_facts(run / RUN, facts | dict(width=width))
+        calls: list[Callable[[], object]] = [
+            lambda: dedup(run),
+            lambda: Index(run).query("000001.jpg"),
+            lambda: (shutil.rmtree(run / "index", ignore_errors=True), build_index(run)),
+        ]
+        for call in calls:
+            with pytest.raises(UsageError, match=rf"have 16 numbers, run\.json says {width}") as caught:
+                call()
+            assert caught.value.code == "damaged_run"
+        write_facts(run / RUN, facts)
+        build_index(run)
 
 
 def test_a_missing_run_or_index_is_reported(tmp_path: Path, run: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import UsageError
 from ..results import l2_normalize
 from .lance import import_lancedb
 
@@ -270,6 +271,15 @@ def _measure_recall(table: LanceTable, index: Approximate, plan: SearchPlan) -> 
 
 
 def vectors_of(column: ArrowColumn, width: int) -> NDArray[np.generic]:
-    """Convert an Arrow column of embeddings without missing values to an array (N,D) of the same number type."""
+    """Convert an Arrow column of embeddings without missing values to an array (N,D) of the same number type.
+
+    Raises UsageError `damaged_run` if the embeddings have another width.
+    """
     flat: NDArray[np.generic] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if len(flat) != len(column) * width:
+        raise UsageError(
+            "damaged_run",
+            f"the embeddings of the run have {len(flat) // len(column):,} numbers, run.json says {width:,}",
+            hint="restore run.json, or run the collection again",
+        )
     return flat.reshape(-1, width)
