@@ -54,7 +54,11 @@ _PANICS = ("PanicException", "RustPanic")  # of PyO3: not subclasses of Exceptio
 
 @dataclass(frozen=True)
 class Seal:
-    """A complete state of the table. shards: number of rows by name. files: (bytes, SHA-256) by name."""
+    """A complete state of the table.
+
+    shards: number of rows by name. files: (bytes, SHA-256) by name. approximate_from: as in the call of `build_index`
+    that made the plan.
+    """
 
     version: int
     rows: int
@@ -62,6 +66,7 @@ class Seal:
     shards: Mapping[str, int] = field(default_factory=dict)
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     format: int = FORMAT
+    approximate_from: int = APPROXIMATE_FROM  # also of earlier versions, which did not store it
 
 
 @dataclass(frozen=True)
@@ -126,11 +131,14 @@ def build_index(
             log(f"{len(indexed):,} of {len(shards):,} shards are in the index")
         changed = bool(outdated or missing or not seal.files)
         map_file = _update_map(out, shards, facts, seal, map, changed, log)
-        if changed:
+        if changed or (seal.rows >= approximate_from) != (seal.rows >= seal.approximate_from):
+            changed = True
             plan = choose_plan(table, home, seal.plan, approximate_from, log)
             # a kill between here and the seal loses the index; no other process writes, and readers open what is sealed
             table.optimize(cleanup_older_than=timedelta(milliseconds=1), delete_unverified=True)
-            seal = Seal(table.version, table.count_rows(), plan, indexed, _sync_files(home, seal.files) | map_file)
+            files = _sync_files(home, seal.files) | map_file
+            rows = table.count_rows()
+            seal = Seal(table.version, rows, plan, indexed, files, approximate_from=approximate_from)
         elif map_file != map_file_of(seal):
             others = {name: value for name, value in seal.files.items() if not projection.is_map(name)}
             seal, changed = replace(seal, files=others | map_file), True
