@@ -25,6 +25,7 @@ from tessella.search import index as index_module
 from tessella.search.duplicates import dedup
 from tessella.search.index import build_index, check_index, open_table
 from tessella.search.query import Index
+from tessella.storage import sealed_bytes
 
 from ..bulk.runs import Image, drop_shard, expected_rows, indexed, numbered, random_vectors, write_run, write_shard
 
@@ -219,6 +220,30 @@ def test_a_run_json_with_another_width_and_the_right_hash_is_refused(run: Path) 
             assert caught.value.code == "damaged_run"
         write_facts(run / RUN, facts)
         build_index(run)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        dict(rows="295"),
+        dict(version=None),
+        dict(plan={"probes": "1"}),
+        dict(shards=[]),
+        dict(files={"rows.lance/x": "1a"}),
+        dict(format=2),
+    ],
+)
+def test_a_seal_with_other_types_and_the_right_hash_is_damaged(run: Path, changed: dict[str, Any]) -> None:
+    build_index(run)
+    path = run / "index" / index_module.SEAL
+    values = json.loads(path.read_text())
+    values.pop(index_module.SEAL_KEY)
+    path.write_bytes(sealed_bytes(values | changed, index_module.SEAL_KEY))
+    assert check_index(run) == [index_module.SEAL]
+    with pytest.raises(UsageError, match="its seal is damaged"):
+        Index(run)
+    assert "its seal is damaged" in build_index(run).rebuilt
+    assert indexed(run) == expected_rows(run)
 
 
 def test_a_missing_run_or_index_is_reported(tmp_path: Path, run: Path) -> None:

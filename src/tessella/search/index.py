@@ -26,6 +26,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -351,14 +352,11 @@ def _reopen(home: Path, facts: RunFacts) -> tuple[LanceTable, Seal, str]:
 
 def _read_seal(home: Path) -> Seal | None:
     """Return the seal of an index; None if there is none, or it is damaged or of another format."""
-    values = read_sealed(home / SEAL, SEAL_KEY)
     try:
-        if values is None or values["format"] != FORMAT:
-            return None
-        files = {name: (size, digest) for name, (size, digest) in values["files"].items()}
-        return Seal(**values | dict(plan=SearchPlan(**values["plan"]), files=files))
-    except (KeyError, TypeError, ValueError, AttributeError):
+        seal = msgspec.convert(read_sealed(home / SEAL, SEAL_KEY), Seal)
+    except msgspec.ValidationError:
         return None
+    return seal if seal.format == FORMAT else None
 
 
 def _write_seal(home: Path, seal: Seal) -> None:
