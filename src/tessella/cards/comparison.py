@@ -306,11 +306,11 @@ def pareto_front(rows: Iterable[ModelRow], machine: Machine) -> list[ModelRow]:
     """
     points = [(speed, top1, row) for row in rows if (speed := row.speed(machine)) and (top1 := row.imagenet)]
     front: list[ModelRow] = []
-    best = 0.0
-    for _, top1, row in sorted(points, key=lambda point: (-point[0], -point[1])):
-        if top1 > best:
+    last = (0.0, 0.0)  # speed and accuracy of the last row of the front; others may have the same
+    for speed, top1, row in sorted(points, key=lambda point: (-point[0], -point[1])):
+        if top1 > last[1] or (speed, top1) == last:
             front.append(row)
-            best = top1
+            last = (speed, top1)
     return front
 
 
