@@ -202,6 +202,12 @@ def test_round_trip_is_bit_equal(family: str, variant: str, name: str, tmp_path:
         assert torch.equal(again(images), model(images))
 
 
+def test_the_suffix_of_an_archive_may_be_in_upper_case(tmp_path: Path) -> None:
+    write("mixer", "linen", tmp_path / "m.npz")
+    (tmp_path / "m.npz").rename(tmp_path / "M.NPZ")
+    assert convert(tmp_path / "M.NPZ", "mixer_b16_224", tmp_path / "out", **TINY["mixer"][1]).arch == "mixer_b16_224"
+
+
 def test_the_layout_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write("mixer", "pre-linen", tmp_path / "m.npz")
     with caplog.at_level("INFO", logger="tessella"):

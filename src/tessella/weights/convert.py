@@ -51,7 +51,7 @@ def convert(
     wrong_keys for an unknown layout, and the errors of `read_state_dict`, `load_weights` and `save_pretrained`.
     """
     source = Path(source)
-    original = _read_npz(source) if source.suffix == ".npz" else read_state_dict(source)
+    original = _read_npz(source) if source.suffix.lower() == ".npz" else read_state_dict(source)
     original = without_prefix(original, {layout.marker for layout in LAYOUTS}, source)
     layout = find_layout(original, source)
     state = layout.translate(original)
