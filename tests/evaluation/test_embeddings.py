@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 
 from tessella.data.datasets import LabelledImages, open_labelled
 from tessella.data.source import Source
+from tessella.errors import OutputError
 from tessella.evaluation.embeddings import embed
 from tessella.predictor import Output, Predictor
 from tessella.results import l2_normalize
@@ -77,6 +79,13 @@ def test_embeddings_are_cached(
         cache.write_bytes(data_)
         assert not embed(images.subset(range(9)), other, cache).cached
     assert embed(images.subset(range(9)), other, cache).cached
+
+
+@pytest.mark.timeout(60)
+def test_a_pipe_in_place_of_the_cache_is_not_waited_for(data: Path, tmp_path: Path, predictor: Predictor) -> None:
+    os.mkfifo(tmp_path / "e.npz")
+    with pytest.raises(OutputError, match=r"e\.npz' could not be written"):
+        embed(open_labelled(data, "val"), predictor, tmp_path / "e.npz")
 
 
 def test_vectors_that_are_not_finite_are_errors(

@@ -15,7 +15,7 @@ from ..errors import ImageError
 from ..predictor import Predictor
 from ..records import npz_bytes
 from ..results import FloatArray
-from ..storage import write_bytes
+from ..storage import open_regular, write_bytes
 from .settings import ProgressCallback
 
 
@@ -78,7 +78,7 @@ def embed(
 def _read_cache(path: Path, facts: dict[str, str], count: int, width: int) -> Embedded | None:
     """Read the file of an earlier run; return None if it is damaged, or for other images or another model."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
             if any(str(arrays[name]) != value for name, value in facts.items()):
                 return None
             stored = Embedded(arrays["vectors"], arrays["status"], cached=True)
