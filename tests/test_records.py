@@ -166,6 +166,16 @@ def test_embeddings_of_different_widths_are_refused(tmp_path: Path, suffix: str)
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["keys", "status", "embeddings"])
+def test_metadata_with_the_name_of_an_array_are_refused(tmp_path: Path, name: str) -> None:
+    rows = [Record("x", "ok", embedding=np.zeros(3, np.float32))]
+    with pytest.raises(UsageError, match=f"have the name '{name}'") as caught:
+        write_records(tmp_path / "out.npz", rows, {name: "value"})
+    assert caught.value.code == "bad_argument"
+    assert list(tmp_path.iterdir()) == []
+    assert write_records(tmp_path / "out.parquet", rows, {name: "value"}) == 1
+
+
 def test_an_archive_has_the_given_arrays_and_no_objects() -> None:
     with np.load(io.BytesIO(npz_bytes({"a": np.arange(3), "b": "text", "file": [1.5]}))) as file:
         assert {name: file[name].tolist() for name in file.files} == {"a": [0, 1, 2], "b": "text", "file": [1.5]}

@@ -153,8 +153,8 @@ def write_records(
     metadata: such as model and fingerprint; stored in .npz and .parquet. csv_safe: as `safe` in `csv_line`. The file is
     written atomically, once all records have arrived. Rows without an embedding hold NaN in .npz, null in .parquet.
     Feature maps are stored in .npz only, as NaN for rows without any.
-    Raises OutputError; UsageError `bad_argument` for another suffix, feature maps in another format, or embeddings of
-    different widths in .npz and .parquet.
+    Raises OutputError; UsageError `bad_argument` for another suffix, feature maps in another format, embeddings of
+    different widths in .npz and .parquet, or metadata in .npz with the name of an array.
     """
     path, metadata = Path(path), metadata or {}
     suffix = path.suffix.lower()
@@ -201,7 +201,6 @@ def _npz(records: Sequence[Record], top: int, width: int, metadata: Mapping[str,
     arrays: dict[str, ArrayLike] = dict(
         keys=np.array([escape(r.key) for r in records], dtype=str),
         status=np.array([r.status for r in records], dtype=str),
-        **{name: np.array(valid_text(value)) for name, value in metadata.items()},
     )
     if width:
         missing = np.full(width, np.nan, np.float32)
@@ -212,7 +211,11 @@ def _npz(records: Sequence[Record], top: int, width: int, metadata: Mapping[str,
             [pad([p.probability for p in r.top], top, np.nan) for r in records], np.float32
         )
         arrays["labels"] = np.array([pad([valid_text(p.label) for p in r.top], top) for r in records], dtype=str)
-    return npz_bytes(arrays | _stack_assessments(records) | _stack_features(records))
+    arrays |= _stack_assessments(records) | _stack_features(records)
+    if taken := sorted(arrays.keys() & metadata.keys()):
+        message = f"the metadata have the name {taken[0]!r}, which is that of an array of the records"
+        raise UsageError("bad_argument", message, hint="use another name")
+    return npz_bytes(arrays | {name: np.array(valid_text(value)) for name, value in metadata.items()})
 
 
 def _stack_assessments(records: Sequence[Record]) -> dict[str, ArrayLike]:
