@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -298,6 +299,13 @@ def test_a_folder_that_cannot_be_listed_is_unreadable(tmp_path: Path, monkeypatc
     with pytest.raises(UsageError, match=r"secret.*Permission denied") as caught:
         content_hashes(tmp_path)
     assert caught.value.code == "unreadable"
+
+
+def test_no_two_names_are_taken_for_one(tmp_path: Path) -> None:
+    names = [b"\xff.txt", rb"\xff.txt", "é.txt".encode()]
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(name)
+    assert sorted(content_hashes(tmp_path)) == [r"\\xff.txt", r"\xff.txt", "é.txt"]
 
 
 def test_a_link_to_a_folder_is_not_followed(artifacts: dict[str, Path], tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ..errors import UsageError
 from ..storage import file_hash
+from ..text import escape
 
 _HASHED_AT_ONCE = 4  # files
 _LOCKS = (".lock", ".train.lock")  # are empty, and created by whoever reads or writes the folder
@@ -16,7 +16,7 @@ _SHARED_MEMORY = "-shm"  # of SQLite, which is made again when a database is ope
 
 
 def content_hashes(target: Path) -> dict[str, tuple[int, str]]:
-    """Return (bytes, SHA-256) of all files below a folder by their path in it, or of one file by its name.
+    """Return (bytes, SHA-256) of all files below a folder by their escaped path in it, or of one file by its name.
 
     Locks are left out. Links to files are followed. Raises UsageError `unreadable`, also for links to folders.
     """
@@ -38,5 +38,4 @@ def _files(folder: Path, root: Path) -> Iterator[tuple[str, Path]]:
         if path.is_dir():
             yield from _files(path, root)
         elif path.name not in _LOCKS and not path.name.endswith(_SHARED_MEMORY):
-            name = path.relative_to(root).as_posix()
-            yield os.fsencode(name).decode("utf-8", "backslashreplace"), path
+            yield escape(path.relative_to(root).as_posix()), path
