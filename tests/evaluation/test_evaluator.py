@@ -21,6 +21,7 @@ from tessella.evaluation.settings import EvaluationSettings
 from tessella.predictor import Predictor
 from tessella.weights.save import save_pretrained
 
+from ..calibration.made import calibration_for
 from ..test_builtin import CIFAR10_MODEL, SUBSET, recorded
 from .small_data import NAMES, folder_of, logits_of, model_of, predictor_of, run
 
@@ -87,6 +88,19 @@ def test_answers_that_are_not_finite_are_a_coded_error(folder: Path) -> None:
         model.head.bias[0] = float("inf")
     with pytest.raises(WeightsError, match="NaN or infinity") as caught:
         measure(Predictor(model, plan=make_plan("cpu", engine="eager")), open_labelled(folder))
+    assert caught.value.code == "non_finite"
+
+
+@pytest.mark.parametrize("value", ["-inf", "nan"])
+def test_a_calibration_does_not_hide_answers_that_are_not_finite(folder: Path, value: str) -> None:
+    model = model_of()
+    predictor = Predictor(model, plan=make_plan("cpu", engine="eager"))
+    calibrated = predictor.with_calibration(calibration_for(predictor))
+    assert measure(calibrated, open_labelled(folder)).trust is not None
+    with torch.no_grad():
+        model.head.bias[0] = float(value)
+    with pytest.raises(WeightsError, match="NaN or infinity") as caught:
+        measure(calibrated, open_labelled(folder))
     assert caught.value.code == "non_finite"
 
 

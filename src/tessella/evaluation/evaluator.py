@@ -202,8 +202,10 @@ class _Trusted:
         self._images = self._covered = self._members = self._unknown = 0
 
     def scale(self, logits_NK: FloatArray) -> FloatArray:
-        """Return logits whose softmax is calibrated."""
-        return logits_NK if self._calibration is None else calibrated_logits(self._calibration, logits_NK)
+        """Return logits whose softmax is calibrated; those that are not finite remain, so that they are reported."""
+        if self._calibration is None:
+            return logits_NK
+        return np.where(np.isfinite(logits_NK), calibrated_logits(self._calibration, logits_NK), logits_NK)
 
     def add(self, logits_NK: FloatArray, embeddings_ND: FloatArray, labels_N: Ints) -> None:
         """Count a batch."""
