@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import tessella
-from tessella.errors import OutputError
+from tessella.errors import OutputError, WeightsError
 from tessella.explain import Explanation
 from tessella.explain.storage import read_arrays
 from tessella.weights.catalogue import default_model
@@ -117,6 +117,25 @@ def test_two_classes_are_compared() -> None:
     assert "not scored" in out
     _, err = run("explain", CAT, "--versus", "cat", FAST, status=3)
     assert "bad_argument: its predicted class is 'cat'" in err
+
+
+def test_an_image_counts_once_whatever_the_number_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tessella.explain import explainer
+
+    original = explainer.attribute
+
+    def attribute(subject: Any, image: Any, target: int, *arguments: Any, **options: Any) -> Any:
+        if image.key == CAT and target == 5:
+            raise WeightsError("non_finite", "the attribution map contains NaN or infinity")
+        return original(subject, image, target, *arguments, **options)
+
+    monkeypatch.setattr(explainer, "attribute", attribute)
+    classes = ("--class", "cat", "--class", "dog", "--method", "exact", FAST)
+    out, err = run("explain", COFFEE, CAT, "missing.jpg", COFFEE, *classes)
+    assert out.count("  class ") == 5
+    assert "2 of 4 inputs read, 2 bad" in err
+    _, err = run("explain", COFFEE, COFFEE, "missing.jpg", *classes)
+    assert "2 of 3 inputs read, 1 bad" in err
 
 
 def test_names_of_one_class_are_one_explanation(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def _explain_images(
             total *= per_image
             output = open_output(arguments["out"], count=total, title=title.capitalize(), names_classes=is_asked)
         results = explain_all(sources)
-    counter = _ResultCounter(output, as_json=arguments["as_json"])
+    counter = _ResultCounter(output, per_image, as_json=arguments["as_json"])
     try:
         for result in show_progress(results, total, title):
             counter.add(result)
@@ -211,22 +211,26 @@ def _explain_images(
         report_skipped(skipped)
     if not files and counter.good and not arguments["as_json"]:
         notice(f"to see the {title}, add --out FOLDER, or --out FILE.html for one page")
-    finish(-(-counter.good // per_image), counter.bad, arguments["strict"])
+    finish(counter.good, counter.bad, arguments["strict"])
 
 
 class _ResultCounter:
-    """Prints and writes results, and counts explanations and the images that could not be explained."""
+    """Prints and writes results, and counts images: bad ones are those with a result that is an error.
 
-    def __init__(self, output: ResultWriter, *, as_json: bool):
+    per_image: the number of results of an image that can be read; they follow each other.
+    """
+
+    def __init__(self, output: ResultWriter, per_image: int, *, as_json: bool):
         self.good = self.bad = 0
-        self._output, self._as_json = output, as_json
+        self._output, self._per_image, self._as_json = output, per_image, as_json
+        self._key, self._expected, self._is_bad = "", 0, False  # of the image of the last result
 
     def add(self, result: Result) -> None:
         from ..explain import FailedExplanation
 
         files = self._output.add(result)
         is_failed = isinstance(result, FailedExplanation)
-        self.good, self.bad = self.good + (not is_failed), self.bad + is_failed
+        self._count(result.key, is_failed)
         if self._as_json:
             echo_json(result.as_dict() | (dict(files=[str(path) for path in files]) if files else {}))
         elif isinstance(result, FailedExplanation):
@@ -234,6 +238,14 @@ class _ResultCounter:
         else:
             for line in _lines(result, files):
                 echo(printable(line))
+
+    def _count(self, key: str, is_failed: bool) -> None:
+        if key != self._key or not self._expected:  # another image
+            self._key, self._expected, self._is_bad = key, self._per_image, False
+            self.good += 1
+        self._expected -= 1
+        if is_failed and not self._is_bad:
+            self.good, self.bad, self._is_bad = self.good - 1, self.bad + 1, True
 
     def interrupt(self) -> None:
         """Write that results are missing, if there are any others."""
