@@ -444,7 +444,17 @@ def load(
         network, plan = open_planned(settings)
         name, place = settings.recorded_name, network.source
         predictor = Predictor(network, name=name, plan=plan, images=images, transform=transform, policy=policy)
-    return predictor.with_calibration(*_choose_calibration(predictor, calibration, place))
+    return _calibrated(predictor, _choose_calibration(predictor, calibration, place))
+
+
+def _calibrated(predictor: Predictor, found: Found) -> Predictor:
+    """Return the Predictor with a calibration that was found. Raises as `Predictor.with_calibration`, with its file."""
+    try:
+        return predictor.with_calibration(found.calibration, found.reason)
+    except UsageError as error:
+        if found.path is None:
+            raise
+        raise UsageError(error.code, f"{str(found.path)!r}: {error.message}", hint=error.hint) from None
 
 
 def _choose_calibration(predictor: Predictor, wanted: str | Path | Calibration | None, weights: Path | None) -> Found:
@@ -452,7 +462,7 @@ def _choose_calibration(predictor: Predictor, wanted: str | Path | Calibration |
     if wanted is None or isinstance(wanted, Calibration):
         return Found(wanted, REQUESTED)
     if wanted != "auto":
-        return Found(read_calibration(wanted), f"{REQUESTED}: {wanted}")
+        return Found(read_calibration(wanted), f"{REQUESTED}: {wanted}", Path(wanted))
     if not predictor.num_classes:
         return Found(None, "the model has no classifier")
     return find_calibration(lambda: predictor.fingerprint, predictor.name, weights)

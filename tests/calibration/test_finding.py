@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 from pathlib import Path
@@ -98,6 +99,17 @@ def test_a_given_one_for_another_model_is_an_error(folder: Path, tmp_path: Path)
         with pytest.raises(UsageError) as caught:
             load(folder, calibration=given)
         assert caught.value.code == "other_calibration"
+
+
+def test_the_error_for_one_with_another_width_names_its_file(folder: Path, tmp_path: Path) -> None:
+    fitting = calibration_for(load(folder))
+    edited = dataclasses.replace(fitting, unknown=made_calibration(100, len(fitting.labels)).unknown)
+    for path, given in ((beside(folder), "auto"), (other := tmp_path / "other.safetensors", other)):
+        write_calibration(path, edited)
+        with pytest.raises(UsageError, match="embeddings of 6 numbers") as caught:
+            load(folder, calibration=given)
+        assert caught.value.code == "other_calibration"
+        assert caught.value.message.startswith(f"{str(path)!r}: ")
 
 
 def test_a_given_one_is_used(folder: Path, tmp_path: Path) -> None:

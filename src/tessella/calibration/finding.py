@@ -17,10 +17,11 @@ _log = logging.getLogger(__name__)
 
 
 class Found(NamedTuple):
-    """A calibration, or None, and the reason for the choice."""
+    """A calibration, or None, the reason for the choice, and its file if it is in one."""
 
     calibration: Calibration | None
     reason: str
+    path: Path | None = None
 
 
 def cached_path(fingerprint: str) -> Path:
@@ -43,13 +44,13 @@ def find_calibration(fingerprint: Callable[[], str], model: str, weights: Path |
     if (cache_folder() / CACHE).is_dir() and (own := cached_path(fingerprint())).is_file():
         calibration = read_calibration(own)
         if calibration.fingerprint == fingerprint():
-            return Found(calibration, f"made with {_source(calibration)}, in {own}")
+            return Found(calibration, f"made with {_source(calibration)}, in {own}", own)
     path = None if weights is None else beside(weights)
     if path is None or not path.is_file():
         return Found(None, "none was made with these settings: see `tessella calibrate`")
     calibration = read_calibration(path)
     if calibration.fingerprint == fingerprint():
-        return Found(calibration, f"beside the weights, made with {_source(calibration)}")
+        return Found(calibration, f"beside the weights, made with {_source(calibration)}", path)
     settings = ", ".join((calibration.model, calibration.transform, calibration.policy, calibration.precision))
     reason = f"the one beside the weights is for other settings ({settings}): see `tessella calibrate`"
     _log.warning("%s is not calibrated: %s", model, reason)
