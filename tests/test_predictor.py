@@ -205,6 +205,13 @@ def test_features(predictor: Predictor) -> None:
     assert_allclose(last[0], maps[-1][0], rtol=0, atol=1e-5 * np.abs(last).max())
 
 
+def test_features_of_no_images_have_the_shapes_of_others(predictor: Predictor) -> None:
+    for indices in (None, [-1], 2):
+        expected = [(0, *array.shape[1:]) for array in predictor.features([EXAMPLES / "cat.jpg"], indices)]
+        maps = predictor.features([], indices)
+        assert [(array.shape, array.dtype) for array in maps] == [(shape, np.float32) for shape in expected]
+
+
 def test_feature_records_are_one_per_image(predictor: Predictor) -> None:
     cat = EXAMPLES / "cat.jpg"
     records = list(predictor.feature_records([cat, b"junk", cat], [0, -1], keys=["a", "b", "c"]))

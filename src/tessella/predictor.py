@@ -266,6 +266,9 @@ class Predictor:
             if not all(map(is_finite, maps)):
                 raise WeightsError("non_finite", NON_FINITE)
             batches.append(maps)
+        if not batches:  # only the model knows the shapes
+            blank = np.zeros((1, self.spec.height, self.spec.width, 3), np.uint8)
+            batches.append([maps[:0] for maps in self.engine.features(blank, blocks)])
         return [np.concatenate(maps) for maps in zip(*batches, strict=True)]
 
     # --- results one by one -------------------------------------------------------------------------------------------
