@@ -27,7 +27,7 @@ from tessella.predictor import Predictor
 from tessella.search import Index
 from tessella.search.duplicates import dedup
 from tessella.search.index import HINT, build_index
-from tessella.storage import folder_lock, shared_lock
+from tessella.storage import folder_lock, sealed_bytes, shared_lock
 
 from .bulk_kills import contents, make_rows
 from .faults import Points, reaching
@@ -196,15 +196,31 @@ def test_a_damaged_log_loses_nothing(intact: Path, copy: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [dict(rows=99), dict(ok=96), dict(ok=95, errors={}), dict(errors={"empty": 5}), dict(fingerprint="0" * 16)],
+    [
+        dict(rows=99),
+        dict(ok=96),
+        dict(ok=95, errors={}),
+        dict(errors={"empty": 5}),
+        dict(fingerprint="0" * 16),
+        dict(ok=10**400, errors={"empty": 0.5}),  # no float can hold the sum
+    ],
 )
 def test_a_summary_that_does_not_add_up(copy: Path, change: dict[str, Any]) -> None:
     summary = json.loads((copy / run_folder.SUMMARY).read_text())
-    for text in (json.dumps(summary | change), "{}", "[]", "", json.dumps(summary)[:-5]):
+    del summary[run_folder.SEAL_KEY]
+    sealed = sealed_bytes(summary | change, run_folder.SEAL_KEY).decode()
+    for text in (sealed, json.dumps(summary | change), "{}", "[]", "", json.dumps(summary)[:-5]):
         (copy / run_folder.SUMMARY).write_text(text)
         assert [item.file for item in verify(copy).damage] == [run_folder.SUMMARY]
     repair(copy)
     assert not (copy / run_folder.SUMMARY).exists()  # the next run writes it
+
+
+@pytest.mark.parametrize("files", [None, [1], {"rows.lance": 5}, "text"])
+def test_a_seal_of_an_index_without_files_is_damage(copy: Path, files: object) -> None:
+    (copy / "index").mkdir()
+    (copy / "index" / "index.json").write_bytes(sealed_bytes({"files": files}, "sha256"))
+    assert [item.file for item in verify(copy).damage] == ["index/index.json"]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

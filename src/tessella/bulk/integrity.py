@@ -340,7 +340,7 @@ class _Inspection:
                     raise ValueError
             if not self._is_summary(summary):
                 raise ValueError
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             self._report(SUMMARY, "not what was written")
             return {}
         if "ledger" in summary:
@@ -371,7 +371,10 @@ class _Inspection:
         if not folder.is_dir() or all(path.name == LOCK for path in folder.iterdir()):
             return
         seal = read_sealed(folder / INDEX_SEAL, INDEX_SEAL_KEY)
-        damaged = [INDEX_SEAL] if seal is None or "files" not in seal else damaged_files(folder, seal["files"])
+        try:
+            damaged = [INDEX_SEAL] if seal is None else list(damaged_files(folder, seal["files"]))
+        except (LookupError, TypeError, ValueError, AttributeError):  # its hash is right, its contents are not
+            damaged = [INDEX_SEAL]
         for name in damaged:
             self._report(f"{INDEX}/{name}", "missing or corrupt; `tessella index` rebuilds it")
 
