@@ -8,6 +8,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -241,6 +242,46 @@ def test_metrics(app: App, cat: bytes) -> None:
     text = app.ask("GET", "/metrics").text
     assert 'tessella_requests_total{method="POST",route="/v1/classify",status="200"}' in text
     assert 'tessella_errors_total{code="unsupported_media_type"}' in text
+
+
+PIXEL = "data:image/png;base64,AA=="
+PNG, TEXT = (dict(content=b"x", headers={"Content-Type": kind}) for kind in ("image/png", "text/plain"))
+
+
+def error_counts(app: App) -> dict[str, float]:
+    """Return the number of errors by code."""
+    lines = re.findall(r'^tessella_errors_total\{code="(\w+)"\} (\S+)$', app.ask("GET", "/metrics").text, re.MULTILINE)
+    return {code: float(count) for code, count in lines}
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "arguments", "code"),
+    [
+        ("GET", "/nothing", {}, "not_found_route"),
+        ("GET", "/v1/models/none", {}, "unknown_model"),
+        ("GET", "/v2/models/none/ready", {}, "unknown_model"),
+        ("GET", "/v1/index", {}, "not_found"),
+        ("POST", "/v1/classify", TEXT, "unsupported_media_type"),
+        ("POST", "/v1/classify", PNG, "unsupported_format"),
+        ("POST", "/v1/classify?model=none", PNG, "unknown_model"),
+        ("POST", "/v1/explain?model=none", PNG, "unknown_model"),
+        (
+            "POST",
+            "/v1/embeddings",
+            dict(json={"model": "none", "input": [PIXEL]}),
+            "unknown_model",
+        ),
+        ("POST", "/v1/embeddings", dict(json={"input": [PIXEL] * 9999}), "too_many_images"),
+    ],
+)
+def test_every_refusal_is_counted_once(app: App, method: str, path: str, arguments: dict[str, Any], code: str) -> None:
+    before = error_counts(app)
+    answer = app.ask(method, path, **arguments)
+    assert answer.headers["x-tessella-error"] == code
+    after = error_counts(app)
+    assert {name: after[name] - before.get(name, 0) for name in after if after[name] != before.get(name, 0)} == {
+        code: 1
+    }
 
 
 def test_an_overloaded_server_says_when_to_come_back(app: App, cat: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

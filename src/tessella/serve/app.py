@@ -156,10 +156,9 @@ def _answer(problem: Problem) -> Response:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    """Answer with a coded error; those of the service are counted where they occur."""
+    """Answer with a coded error, and count it unless the service has done so."""
     assert isinstance(error, TessellaError)
-    if isinstance(error, RequestError):
-        _metrics(request).error(error.code)
+    _metrics(request).failed(error)
     if error.http_status == 500:
         logger.error("request %s failed: %s: %s", request.state.request_id, error.code, error)
     seconds = request.app.state.service.retry_after

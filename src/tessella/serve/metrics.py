@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import weakref
 from collections.abc import Callable, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -82,6 +84,8 @@ class ServeMetrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
+        self._counted: weakref.WeakSet[TessellaError] = weakref.WeakSet()
+        self._counting = threading.Lock()
         self._requests = Counter(
             "tessella_requests", "Answered requests.", ("route", "method", "status"), registry=registry
         )
@@ -121,14 +125,22 @@ class ServeMetrics:
         """Count a request or an image that failed."""
         self._errors.labels(code if code in CODES else OTHER).inc()
 
+    def failed(self, error: TessellaError) -> None:
+        """Count an error once: where it occurs, or at the latest where a request is answered with it."""
+        with self._counting:
+            is_new = error not in self._counted
+            self._counted.add(error)
+        if is_new:
+            self.error(error.code)
+
     def answer(self, milliseconds: dict[str, float], outcomes: Sequence[object]) -> None:
         """Observe an answer: its times by stage, as in `Answer.timing`, and the outcomes of its images."""
         for stage, value in milliseconds.items():
             self._stages[stage].observe(value / 1000)
-        errors = [outcome.code for outcome in outcomes if isinstance(outcome, TessellaError)]
+        errors = [outcome for outcome in outcomes if isinstance(outcome, TessellaError)]
         self._images.inc(len(outcomes) - len(errors))
-        for code in errors:
-            self.error(code)
+        for error in errors:
+            self.failed(error)
 
     def batch(self, size: int) -> None:
         """Observe the number of images that a model ran on at once; 0 if all had expired."""

@@ -233,7 +233,7 @@ class Service:
     def check(self) -> None:
         """Raise the error of `refusal`, and count it."""
         if (error := self.refusal()) is not None:
-            self.metrics.error(error.code)
+            self.metrics.failed(error)
             raise error
 
     async def infer(
@@ -295,8 +295,7 @@ class Service:
                 if not timeout.expired():
                     raise
                 code = "deadline_exceeded" if is_open else "not_ready"
-                self.metrics.error(code)
-                raise ServeError(code, f"the request was not answered within {seconds:g} s") from None
+                raise self._expired(code, seconds) from None
 
     async def decode(self, data: bytes | Source, spec: InputSpec) -> Decoded:
         """Decode an image for any spec, without a model; a bad image has an error. Raises ServeError as `infer`.
@@ -326,6 +325,12 @@ class Service:
     def _seconds(self, deadline: float | None) -> float:
         return self.settings.deadline if deadline is None else min(deadline, self.settings.deadline)
 
+    def _expired(self, code: str, seconds: float) -> ServeError:
+        """Return the error of a request whose time is over, and count it."""
+        error = ServeError(code, f"the request was not answered within {seconds:g} s")
+        self.metrics.failed(error)
+        return error
+
     @asynccontextmanager
     async def _admitted(self, images: int, size: int, seconds: float) -> AsyncIterator[Ticket]:
         """Hold places for a request, and give it up after its time.
@@ -345,10 +350,9 @@ class Service:
                     yield ticket
         except TimeoutError:
             code = "not_ready" if ticket is not None and ticket.is_waiting else "deadline_exceeded"
-            self.metrics.error(code)
-            raise ServeError(code, f"the request was not answered within {seconds:g} s") from None
+            raise self._expired(code, seconds) from None
         except TessellaError as error:
-            self.metrics.error(error.code)
+            self.metrics.failed(error)
             raise
         finally:
             self._in_flight -= 1
