@@ -229,6 +229,21 @@ def test_closing_ends_the_wait_for_a_model(loader: Loader) -> None:
     asyncio.run(scenario())
 
 
+def test_closing_before_a_load_has_begun_ends_the_wait_for_it(loader: Loader) -> None:
+    async def scenario() -> None:
+        host = host_of()
+        waiting = asyncio.create_task(host.acquire(None, "classify"))
+        await asyncio.sleep(0)  # the task of the load exists, and has not had its first step
+        await host.close()
+        with pytest.raises(ServeError) as refused:
+            await waiting
+        assert refused.value.code == "draining"
+        assert loader.loads == []
+        assert states(host)[0] == "unloaded"
+
+    asyncio.run(scenario())
+
+
 def test_loaded_and_unloaded_models_are_reported(loader: Loader) -> None:
     events: list[tuple[str, str]] = []
 

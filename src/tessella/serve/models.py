@@ -197,7 +197,7 @@ class ModelHost:
                 if entry.error is not None and self._clock() < entry.failed_at + RETRY_SECONDS:
                     raise _copy(entry.error)
                 entry.loading = asyncio.create_task(self._load(entry))
-            await asyncio.shield(entry.loading)  # others wait for it, too
+            await asyncio.wait([entry.loading])  # others wait for it, too; `close` may cancel it before its first step
             if entry.hosted is None and entry.error is not None:
                 raise _copy(entry.error)
         hosted.users += 1
@@ -219,6 +219,7 @@ class ModelHost:
             if entry.loading is not None:
                 entry.loading.cancel()
                 await asyncio.wait([entry.loading])
+                entry.loading = None  # if it was canceled before its first step
             if entry.hosted is not None:
                 await self._unload(entry)
 
