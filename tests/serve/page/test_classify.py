@@ -31,6 +31,25 @@ DROP = """
   give("drop", { dataTransfer: transfer, cancelable: true });
 }
 """
+DROP_FOLDER = """
+(data) => {
+  const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
+  const refuse = (resolve, reject) => reject(new DOMException("no permission", "NotReadableError"));
+  const image = (name) => new File([bytes], name, { type: "image/jpeg" });
+  const file = (name) => ({ isFile: true, file: (resolve) => resolve(image(name)) });
+  const folder = (...children) => {
+    const parts = [children, []];
+    return { isDirectory: true, createReader: () => ({ readEntries: (resolve) => resolve(parts.shift()) }) };
+  };
+  const unreadable = { isFile: true, file: refuse };
+  const closed = { isDirectory: true, createReader: () => ({ readEntries: refuse }) };
+  const dropped = folder(unreadable, file("first.jpg"), folder(closed, file("second.jpg")));
+  DataTransferItem.prototype.webkitGetAsEntry = () => dropped;
+  const transfer = new DataTransfer();
+  transfer.items.add(new File([], "folder"));
+  document.body.dispatchEvent(new DragEvent("drop", { bubbles: true, cancelable: true, dataTransfer: transfer }));
+}
+"""
 PASTE = """
 ([name, data]) => {
   const bytes = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
@@ -119,6 +138,14 @@ def test_images_can_be_dropped_and_pasted(site: StandIn, visit: Open) -> None:
     assert not opened.find(".veil").is_visible()
     opened.page.evaluate(PASTE, ["pasted.jpg", data])
     card(opened, "pasted.jpg")
+
+
+def test_what_cannot_be_read_in_a_dropped_folder_is_left_out(site: StandIn, visit: Open) -> None:
+    opened = visit(site.url)
+    opened.page.evaluate(DROP_FOLDER, base64.b64encode(CAT.read_bytes()).decode())
+    opened.page.get_by_text("2 dropped items could not be read").first.wait_for()
+    card(opened, "first.jpg")
+    card(opened, "second.jpg")
 
 
 def test_a_phone_offers_its_camera(site: StandIn, visit: Open) -> None:

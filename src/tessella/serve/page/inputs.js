@@ -1,6 +1,7 @@
 /** Images from a person: chosen, photographed, dropped (folders too) and pasted. */
 
-import { button, make } from "./dom.js";
+import { button, make, toast } from "./dom.js";
+import { number } from "./text.js";
 
 /** Make the buttons that choose or photograph images. take(files) receives them. */
 export function pickers(take) {
@@ -45,7 +46,9 @@ export function receive(take) {
     event.preventDefault();
     veil.hidden = true;
     if (isCovered()) return;
-    take(await droppedFiles(event.dataTransfer));
+    const { files, unreadable } = await droppedFiles(event.dataTransfer);
+    take(files);
+    if (unreadable) toast(`${number(unreadable)} dropped ${unreadable === 1 ? "item" : "items"} could not be read`);
   });
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
@@ -55,24 +58,27 @@ export function receive(take) {
   });
 }
 
-/** The files of a drop, with those in dropped folders. */
+/** The files of a drop, with those in dropped folders, and how many files and folders could not be read. */
 async function droppedFiles(transfer) {
   const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
-  const files = [];
-  for (const entry of entries) await collect(entry, files);
-  return files;
+  if (!entries.some((entry) => entry.isDirectory)) return { files: [...transfer.files], unreadable: 0 };
+  const found = { files: [], unreadable: 0 };
+  for (const entry of entries) await collect(entry, found);
+  return found;
 }
 
-async function collect(entry, files) {
+async function collect(entry, found) {
   if (entry.isFile) {
-    files.push(await new Promise((resolve, reject) => entry.file(resolve, reject)));
+    const file = await new Promise((resolve) => entry.file(resolve, () => resolve(null)));
+    if (file) found.files.push(file);
+    else found.unreadable += 1;
     return;
   }
   const reader = entry.createReader();
   for (;;) {
-    const part = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-    if (!part.length) return;
-    for (const child of part) await collect(child, files);
+    const part = await new Promise((resolve) => reader.readEntries(resolve, () => resolve(null)));
+    if (!part) found.unreadable += 1;
+    if (!part?.length) return;
+    for (const child of part) await collect(child, found);
   }
 }
