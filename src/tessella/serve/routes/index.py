@@ -47,6 +47,7 @@ from ..thumbnails import SIZES, ByteCache, make_thumbnail, thumbnail_spec
 from . import index_schemas as schemas
 from .index_common import FILTER, collection_of, responses, run
 from .native import deadline_of, json_response, service_of
+from .page import has_version
 
 router = APIRouter()
 _BINARY = {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}}
@@ -120,8 +121,7 @@ def _cached(request: Request, data: bytes, version: str, media_type: str, cache:
 
 def _has(request: Request, version: str) -> bool:
     """Return whether the client has this version, by its header If-None-Match."""
-    tags = request.headers.get("if-none-match", "").split(",")
-    return any(tag.strip().removeprefix("W/") in (f'"{version}"', "*") for tag in tags)
+    return has_version(request.headers.get("if-none-match"), f'"{version}"')
 
 
 _PAGE_PARAMETERS = {

@@ -68,10 +68,15 @@ def _media_type(name: str) -> str:
     return f"{TYPES[name[name.rindex('.') :]]}; charset=utf-8"
 
 
+def has_version(known: str | None, tag: str) -> bool:
+    """Return whether a client has the version with an entity tag. known: the header If-None-Match."""
+    return known is not None and bool({tag, "*"} & {one.strip().removeprefix("W/") for one in known.split(",")})
+
+
 def answer(file: StaticFile, known: str | None) -> Response:
     """Return a file, or status 304 without a body if the browser has it. known: the header If-None-Match."""
     headers = {"etag": file.tag, "cache-control": file.cache_control, "content-security-policy": POLICY}
-    if known is not None and {file.tag, "*"} & {tag.strip().removeprefix("W/") for tag in known.split(",")}:
+    if has_version(known, file.tag):
         return Response(status_code=304, headers=headers)
     return Response(file.body, headers=headers, media_type=file.media_type)
 
