@@ -47,6 +47,7 @@ from ..errors import OutputError, UsageError, WeightsError
 from ..predictor import Predictor
 from ..results import FloatArray, Prediction, Record, is_finite
 from ..storage import folder_lock, json_hash, read_regular, sealed_bytes, write_atomic
+from .alignments import Making
 from .query import Index, Neighbor, Query, open_model
 
 HEADS, SUFFIX, SEAL_KEY, FORMAT = "heads", ".json", "sha256", 1
@@ -256,7 +257,7 @@ class Head:
         return head
 
 
-IDENTITY = ("model", "fingerprint", "transform", "policy", "precision", "engine")
+IDENTITY = Making._fields
 
 
 def list_heads(out: str | Path) -> list[str]:
