@@ -302,6 +302,36 @@ def test_the_estimate_of_memory_grows_with_the_model() -> None:
     run(scenario)
 
 
+def test_memory_stays_reserved_while_a_request_may_start_a_process(fake: Path) -> None:
+    async def scenario(service: Service) -> None:
+        host = service._host
+        await explain(service)
+        reserved = host.reserved
+        assert reserved
+        service.explanations._pace = 0.0  # so that the deadline does not seem too short for two requests
+        with service.explanations._admission.admit(1, 0):  # another request, whose image is being decoded
+            assert await code_of(explain(service, wanted="hang", deadline=0.5)) == "deadline_exceeded"
+            await until(lambda: not service.explanations._queue.is_running)
+            await asyncio.sleep(0)  # the release that the end of the process has scheduled
+            await asyncio.sleep(0)
+            assert host.reserved == reserved
+        await explain(service)
+        assert host.reserved == reserved
+        assert await code_of(explain(service, wanted="hang", deadline=0.5)) == "deadline_exceeded"
+        await until(lambda: not host.reserved)
+
+    run(scenario)
+
+
+def test_memory_is_not_reserved_after_a_request_without_a_process() -> None:
+    async def scenario(service: Service) -> None:
+        await explain(service, b"no image")
+        assert not service.explanations._queue.is_running
+        assert service._host.reserved == 0
+
+    run(scenario)
+
+
 def test_a_model_that_is_not_used_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     other = "gmixer_ti_p4_32.cifar10"
     needed = models.memory_needed(other)

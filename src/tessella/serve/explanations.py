@@ -152,7 +152,7 @@ class Explanations:
         size = sum(len(image) for image in images if not isinstance(image, ImageError))
         with self._counted():
             ticket = self._admit(len(images), size, deadline - begun)
-        with ticket:
+        with self._held(ticket):
             with self._counted():
                 await self._host.reserve(await in_thread(lambda: memory_to_explain(model)), "an explanation")
             prepared = [await self._prepare(image, model, decode) for image in images]  # `decode` counts its errors
@@ -178,8 +178,17 @@ class Explanations:
         try:
             yield
         except ServeError as error:
-            self._metrics.error(error.code)
+            self._metrics.failed(error)
             raise
+
+    @contextmanager
+    def _held(self, ticket: Ticket) -> Iterator[None]:
+        """Give the places of a request back at the end of the block, and memory that no process uses."""
+        try:
+            with ticket:
+                yield
+        finally:
+            self._release()
 
     def _overloaded(self) -> RetryLaterError:
         waiting = self._admission.images
@@ -254,7 +263,7 @@ class Explanations:
     def _observe(self, outcomes: Sequence[ExplainedImage | ImageError], timing: dict[str, float]) -> None:
         for outcome in outcomes:
             if isinstance(outcome, ImageError):
-                self._metrics.error(outcome.code)
+                self._metrics.failed(outcome)
                 continue
             self._pace += 0.3 * (outcome.seconds - self._pace)
             self._metrics.explanations.explained(outcome.method, bool(outcome.faithful))
@@ -268,7 +277,8 @@ class Explanations:
                 self._loop.call_soon_threadsafe(self._release)
 
     def _release(self) -> None:
-        if not self._queue.is_running:
+        """Free the reserved memory, unless there is a process, or a request that may be about to start one."""
+        if not self._queue.is_running and not self._admission.images:
             self._host.reserved = 0
 
 
