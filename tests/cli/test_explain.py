@@ -120,16 +120,14 @@ def test_two_classes_are_compared() -> None:
 
 
 def test_an_image_counts_once_whatever_the_number_of_classes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tessella.explain import explainer
-
-    original = explainer.attribute
+    from tessella.explain.methods import attribute as original
 
     def attribute(subject: Any, image: Any, target: int, *arguments: Any, **options: Any) -> Any:
         if image.key == CAT and target == 5:
             raise WeightsError("non_finite", "the attribution map contains NaN or infinity")
         return original(subject, image, target, *arguments, **options)
 
-    monkeypatch.setattr(explainer, "attribute", attribute)
+    monkeypatch.setattr("tessella.explain.explainer.attribute", attribute)
     classes = ("--class", "cat", "--class", "dog", "--method", "exact", FAST)
     out, err = run("explain", COFFEE, CAT, "missing.jpg", COFFEE, *classes)
     assert out.count("  class ") == 5
