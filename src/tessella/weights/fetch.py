@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from ..errors import HubError, UsageError
 from ..extras import check_installed, is_installed
+from ..storage import expand_home
 from .catalogue import ALTERNATIVES
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def check_location(
     endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
     if not _is_address(endpoint):
         raise UsageError("bad_argument", "the Hub endpoint is not a web address", hint="HF_ENDPOINT=https://host:port")
-    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+    cache = expand_home(cache_dir or constants.HF_HUB_CACHE)
     return HubLocation(repo, revision, endpoint, cache, token)
 
 
