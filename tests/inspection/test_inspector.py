@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tessella.data.all_splits import open_all_splits
-from tessella.errors import UsageError
+from tessella.errors import OutputError, UsageError
 from tessella.inspection import inspector
 from tessella.inspection.findings import COLUMNS, Finding
 from tessella.inspection.inspector import inspect
@@ -73,6 +74,33 @@ def test_the_files_of_an_inspection(data: Path, predictor: Predictor, tmp_path: 
     page = (out / "report" / "index.html").read_text()
     assert page.count("data:image/jpeg") >= 10
     assert "Nearly the same picture in two splits" in page
+
+
+def test_two_inspections_never_write_to_one_folder(
+    data: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is held until the report is written, and is free afterwards."""
+    codes = []
+
+    def write_and_try(*arguments: Any, **options: Any) -> None:
+        with pytest.raises(UsageError, match="another process is writing") as caught:
+            inspect(data, predictor, out=tmp_path)
+        codes.append(caught.value.code)
+        write_page(*arguments, **options)
+
+    write_page = inspector.write_page
+    monkeypatch.setattr(inspector, "write_page", write_and_try)
+    inspect(data, predictor, out=tmp_path)
+    assert codes == ["busy"]
+    monkeypatch.undo()
+    inspect(data, predictor, out=tmp_path)
+
+
+def test_a_file_in_place_of_the_folder_of_measurements(data: Path, predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "parts").touch()
+    with pytest.raises(OutputError) as caught:
+        inspect(data, predictor, out=tmp_path)
+    assert caught.value.code == "output_failed"
 
 
 def test_the_folder_inside_the_data_is_no_class(data: Path, predictor: Predictor) -> None:
