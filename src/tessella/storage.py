@@ -279,6 +279,18 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise OutputError("output_failed", f"{str(path)!r} could not be written: {error.strerror or error}") from None
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file of an earlier result if it exists; raises OutputError `output_failed`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            "output_failed",
+            f"{str(path)!r} could not be removed: {error.strerror or error}",
+            hint="remove it, and run the same command again",
+        ) from None
+
+
 def create_output_folder(folder: str | Path) -> Path:
     """Create a folder for results if it is missing, and return it; raises OutputError `output_failed`."""
     folder = Path(folder)
