@@ -192,29 +192,35 @@ def test_the_result_is_the_same_again(data: Path, predictor: Predictor, tmp_path
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-KILLED = """
-import sys
-from pathlib import Path
+STOPPING = """
+import sys, time
 from tessella.inspection import inspect, measuring
 
+def write_and_wait(out, number, facts, result):
+    write(out, number, facts, result)
+    if number + 1 == int(sys.argv[3]):
+        time.sleep(600)  # until it is killed
+
 measuring.PART_IMAGES = 4
+write, measuring._write_part = measuring._write_part, write_and_wait
 inspect(sys.argv[1], "convmixer_256_8_ks3_p4.cifar10", out=sys.argv[2])
 """
 
 
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_killed_inspection_continues_with_the_same_report(parts: int, data: Path, tmp_path: Path) -> None:
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", KILLED, str(data), str(out)])
+    def start(out: Path, stop_after: int = 0) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", STOPPING, str(data), str(out), str(stop_after)])
 
     whole = start(tmp_path / "whole")
     assert whole.wait() == 0
-    killed = start(tmp_path / "killed")
+    killed = start(tmp_path / "killed", parts)
     written = tmp_path / "killed" / "parts"
     while killed.poll() is None and len([*written.glob("part-*.npz")] if written.exists() else []) < parts:
-        time.sleep(0.001)
+        time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
+    assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "inspection.json").exists()
     times = {path.name: path.stat().st_mtime_ns for path in written.glob("part-*.npz")}
     assert start(tmp_path / "killed").wait() == 0

@@ -154,7 +154,7 @@ def test_a_client_that_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyP
                 await loop.sock_sendall(client, request_bytes("GET", "/long"))
                 while not limited_connections(server.server_state.connections):
                     await asyncio.sleep(0.01)
-                async with asyncio.timeout(20):
+                async with asyncio.timeout(60):
                     while server.server_state.connections:
                         await asyncio.sleep(0.01)
 
@@ -389,7 +389,7 @@ def test_bodies_that_may_not_be_dropped_reach_the_application(headers: dict[str,
                 writer.write(b"1\r\nx\r\n0\r\n\r\n")
             else:
                 writer.write(b"x" * int(headers["Content-Length"]))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while not app.bodies:
                     await asyncio.sleep(0.01)
             assert app.refused == 0
