@@ -7,13 +7,24 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
 import pytest
 
-from tessella.errors import OutputError
-from tessella.storage import copy_file, create_output_folder, publish_folder, replacing, write_atomic
+from tessella.errors import OutputError, UsageError
+from tessella.storage import (
+    cache_folder,
+    copy_file,
+    create_output_folder,
+    expand_home,
+    publish_folder,
+    replacing,
+    write_atomic,
+)
+from tessella.training.config import is_teacher_file
+from tessella.weights.fetch import check_location
 
 
 def test_a_file_is_replaced_and_keeps_its_permissions(tmp_path: Path) -> None:
@@ -192,3 +203,34 @@ def test_a_folder_gets_its_name_after_its_files_are_on_the_disk(tmp_path: Path) 
     ):
         publish_folder(draft, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_the_home_folder_is_replaced(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_home("~/x") == tmp_path / "x"
+    assert expand_home("~") == tmp_path
+    assert expand_home("a/~") == Path("a/~")
+
+
+@pytest.mark.parametrize(
+    "call", [expand_home, is_teacher_file, lambda name: check_location("a/b", None, name, None, None)]
+)
+def test_the_home_folder_of_an_unknown_user_is_refused(call: Callable[[str], object]) -> None:
+    with pytest.raises(UsageError, match="a user who does not exist") as caught:
+        call("~nobody-of-this-name/x")
+    assert caught.value.code == "bad_argument"
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In containers, programs often run under a number that no user has."""
+
+    def unknown(user: object) -> None:
+        raise KeyError(user)
+
+    for name in ("HOME", "TESSELLA_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(UsageError, match="the current user has none") as caught:
+        cache_folder()
+    assert caught.value.code == "bad_argument"
+    assert caught.value.hint == "set HOME, or give a path without ~"

@@ -81,6 +81,18 @@ def absolute(path: str | os.PathLike[str]) -> str:
         ) from None
 
 
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Return the path with `~` and `~user` replaced; raises UsageError `bad_argument` for an unknown home folder."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        if Path(path).parts[0] == "~":
+            message = f"{os.fspath(path)!r} is in the home folder, and the current user has none"
+            raise UsageError("bad_argument", message, hint="set HOME, or give a path without ~") from None
+        message = f"{os.fspath(path)!r} is in the home folder of a user who does not exist"
+        raise UsageError("bad_argument", message) from None
+
+
 def _refuse(mode: int, path: str | os.PathLike[str]) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(21, os.strerror(21), os.fspath(path))
@@ -267,6 +279,18 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise OutputError("output_failed", f"{str(path)!r} could not be written: {error.strerror or error}") from None
 
 
+def remove_file(path: Path) -> None:
+    """Remove a file of an earlier result if it exists; raises OutputError `output_failed`."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(
+            "output_failed",
+            f"{str(path)!r} could not be removed: {error.strerror or error}",
+            hint="remove it, and run the same command again",
+        ) from None
+
+
 def create_output_folder(folder: str | Path) -> Path:
     """Create a folder for results if it is missing, and return it; raises OutputError `output_failed`."""
     folder = Path(folder)
@@ -288,11 +312,11 @@ def cache_folder() -> Path:
     """Return $TESSELLA_CACHE, or `tessella` in the user's cache folder as the operating system defines it.
 
     Earlier versions used `tessella` in $XDG_CACHE_HOME or ~/.cache on every system; if that folder exists, it is
-    returned.
+    returned. Raises UsageError `bad_argument` if the user has no home folder.
     """
     if configured := os.environ.get("TESSELLA_CACHE"):
         return Path(configured)
-    legacy = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tessella"
+    legacy = Path(os.environ.get("XDG_CACHE_HOME") or expand_home("~/.cache")) / "tessella"
     if legacy.is_dir():
         return legacy
     import platformdirs  # takes 9 ms, which most commands do not need

@@ -268,7 +268,6 @@ scheduler.main()
 """
 
 
-@pytest.mark.timeout(60)
 def test_the_driver_does_not_wait_for_a_dataset_that_ended_early(small: Path) -> None:
     cluster_maker = maker(small)
     cluster_maker._command = [sys.executable, "-c", EARLY, "local", json.dumps(answer(small, 1))]

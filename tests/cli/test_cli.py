@@ -637,7 +637,7 @@ def test_an_interrupt_is_status_130_without_a_traceback() -> None:
         assert "model:" in process.stderr.readline()  # the model is loaded; it now waits for names
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in err
     assert "Traceback" not in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 import tessella
 from tessella import Predictor, bulk
+from tessella.errors import UsageError
 from tessella.weights import catalogue
 from tessella.weights.open import open_network
 
@@ -127,3 +129,26 @@ def test_a_training_is_recorded_with_the_tag_of_its_weights_and_resumed_with_or_
         run(*command, *model)
     assert json.loads(record.read_text()) == settings
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [("calibrate", "tessella.evaluation.calibrator"), ("probe", "tessella.evaluation.linear_probe")],
+)
+def test_the_help_names_the_default_that_is_loaded(
+    command: str, module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str | None] = []
+
+    def stop(name: str | None = None, **_: object) -> None:
+        loaded.append(name)
+        raise UsageError("bad_argument", "stopped by the test")
+
+    monkeypatch.setattr(f"{module}.load", stop)
+    make_images(tmp_path / "data", count=16, side=32)
+    run(command, str(tmp_path / "data"), status=2)
+    classifies = loaded[0] == catalogue.default_model("classify")
+    text = " ".join(run(command, "--help")[0].split())
+    built_in = re.search(r"the built-in model for CIFAR-10 in (.*?), for photographs in other commands", text)
+    assert built_in is not None
+    assert (f"`{command}`" in built_in[1]) == classifies

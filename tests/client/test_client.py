@@ -209,7 +209,7 @@ def test_the_number_of_simultaneous_requests_is_bounded(ask: Ask, concurrency: i
     barrier = threading.Barrier(concurrency)
 
     def behave(request: Request) -> Reply:
-        barrier.wait(30)  # as many requests are there at the same time
+        barrier.wait(60)  # as many requests are there at the same time
         return ordinary(request)
 
     with FakeServer(behave) as server:

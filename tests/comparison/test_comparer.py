@@ -16,14 +16,15 @@ from tessella import bulk
 from tessella.bulk import RunSettings
 from tessella.bulk.events import RunEvent, ShardFinished
 from tessella.bulk.run_folder import finished_shards
-from tessella.comparison import Comparison, ComparisonSettings, compare, outputs
+from tessella.comparison import Comparison, ComparisonSettings, compare, outputs, write_comparison
 from tessella.comparison.results import sentences, verdict
 from tessella.data.datasets import LabelledImages, open_labelled
 from tessella.data.source import Source
 from tessella.engine import make_plan
-from tessella.errors import TessellaError
+from tessella.errors import TessellaError, UsageError
 from tessella.predictor import Output, Predictor
 from tessella.search import Alignment
+from tessella.storage import folder_lock
 
 from ..data.test_isolated import FaultySource
 from ..evaluation.small_data import NAMES, folder_of, model_of, picture
@@ -248,6 +249,21 @@ def test_an_interrupted_comparison_resumes(data: Path, tmp_path: Path, monkeypat
     seen.clear()
     compare(NEW, NEW, data, QUIET, out=tmp_path, progress=lambda *event: seen.append(event[:2]))
     assert Counter(label[:3] for label, _ in seen) == {"old": 60}
+
+
+def test_a_folder_that_another_comparison_uses_is_refused(data: Path, result: Comparison, tmp_path: Path) -> None:
+    codes = []
+
+    def try_again(*_: object) -> None:
+        if not codes:
+            codes.append(code_of(OLD, NEW, data, QUIET, out=tmp_path))
+
+    compare(OLD, NEW, data, QUIET, out=tmp_path, progress=try_again)
+    assert codes == ["busy"]
+    with folder_lock(tmp_path), pytest.raises(UsageError) as caught:
+        write_comparison(tmp_path, result)
+    assert caught.value.code == "busy"
+    assert write_comparison(tmp_path, result).exists()
 
 
 def test_an_image_that_crashes_the_decoder_costs_one_row(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -143,7 +143,7 @@ def started_since(others: set[int]) -> int:
     return pid
 
 
-def wait_until(true: object, seconds: float = 20.0) -> None:
+def wait_until(true: object, seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not true():  # type: ignore[operator]
         assert time.monotonic() < deadline, "timed out"

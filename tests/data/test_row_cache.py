@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tessella.data.row_cache import RowCache, RowKey, checksum, to_half
+from tessella.errors import OutputError
 
 ROW = np.arange(6, dtype=np.float16)
 
@@ -56,6 +57,13 @@ def test_a_file_that_cannot_be_opened_has_no_rows(tmp_path: Path) -> None:
     assert cache.get(RowKey(0, 1)) is None
     with pytest.raises(OSError, match="No such file"):
         cache.put(RowKey(0, 1), ROW)
+
+
+def test_a_file_that_cannot_be_deleted_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "rows.bin").mkdir()  # a folder cannot be removed like a file
+    with pytest.raises(OutputError, match="could not be removed") as caught:
+        RowCache(tmp_path / "rows.bin", 6).delete()
+    assert caught.value.code == "output_failed"
 
 
 def test_a_forked_process_opens_the_file_itself(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from .blocks import ROOT, read_page, reason_not_to_run, shown_commands
 from .compare import difference
 
 _PORT = "8000"  # the one on the pages
+_FAMILIES, _EPOCHS = "docs/families/", 2  # the pages whose trainings, which show no figures, end after so many epochs
 
 
 class Reader:
@@ -33,13 +34,17 @@ class Reader:
     replaces port 8000 in later commands and programs.
     """
 
-    def __init__(self, folder: Path, show: Callable[[str], None] = lambda text: None) -> None:
-        """`show` gets each command with its output."""
+    def __init__(
+        self, folder: Path, show: Callable[[str], None] = lambda text: None, epochs: int | None = None
+    ) -> None:
+        """`show` gets each command with its output. epochs: of every training, instead of those of the page."""
         self._folder = folder
         self._show = show
         self._tools = tempfile.TemporaryDirectory(prefix="tessella-docs-")
         command = Path(self._tools.name, "tessella")
-        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m tessella "$@"\n')
+        program = f'exec {shlex.quote(sys.executable)} -m tessella "$@"'
+        shorter = "" if epochs is None else f'[ "$1" != train ] || {program} --epochs {epochs}\n'
+        command.write_text(f"#!/bin/sh\n{shorter}{program}\n")
         command.chmod(0o755)
         search = [self._tools.name, str(Path(sys.executable).parent), os.environ["PATH"]]
         modules = [str(ROOT / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -157,7 +162,7 @@ class Reader:
 
 def follow(page: str, folder: Path, show: Callable[[str], None] = lambda text: None) -> Iterator[str]:
     """Run all blocks of a page, and yield what is wrong with them; `show` gets each command with its output."""
-    reader = Reader(folder, show)
+    reader = Reader(folder, show, _EPOCHS if page.startswith(_FAMILIES) else None)
     with contextlib.closing(reader):
         for example in read_page(ROOT / page, reader.evaluate):
             try:

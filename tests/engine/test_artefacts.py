@@ -316,7 +316,7 @@ def test_the_cache_folder_of_earlier_versions_is_still_used(monkeypatch: pytest.
     """Versions without platformdirs used ~/.cache/tessella on every system."""
     monkeypatch.delenv("TESSELLA_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("platformdirs.user_cache_path", lambda name, appauthor: tmp_path / "Library" / "Caches" / name)
     assert cache_folder() == tmp_path / "Library" / "Caches" / "tessella"
     (tmp_path / ".cache" / "tessella").mkdir(parents=True)

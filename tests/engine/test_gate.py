@@ -16,6 +16,7 @@ from tessella.data.samples import sample_images
 from tessella.data.spec import InputSpec
 from tessella.engine import agreement, gate, judging, make_plan, open_engine
 from tessella.engine.agreement import BOUNDS, Bounds, compare
+from tessella.engine.base import Engine
 from tessella.engine.gate import one_step_down, open_gated
 from tessella.weights.catalogue import CATALOGUE
 
@@ -23,7 +24,7 @@ from ..models.tiny import images as images_of
 from ..models.tiny import tiny
 from ..test_builtin import CIFAR10_MODEL
 
-SIZE = (32, 32)
+SIZE, BATCH = (32, 32), 50
 
 
 @functools.cache
@@ -51,13 +52,22 @@ test_images.__test__ = False  # type: ignore[attr-defined]
 
 
 @functools.cache
-def answers(name: str, engine: str, precision: str, count: int, shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the outputs of a built-in model for CIFAR-10 test images; int8 is calibrated with the default images."""
-    images = test_images(shared_data)[0][:count]
+def engine_of(name: str, engine: str, precision: str) -> tuple[Engine, list[Any]]:
+    """Return an engine of a built-in model, and its outputs for batches of test images, which `answers` adds to.
+
+    int8 is calibrated with the default images.
+    """
     model = tessella.create_model(name, pretrained=True).eval()
-    plan = make_plan("cpu", precision, engine, 50)
-    opened = open_engine(model, plan, SIZE, spec(), judging.split(None, spec())[1])
-    logits, embeddings = zip(*opened.imap(images[i : i + 50] for i in range(0, len(images), 50)), strict=True)
+    plan = make_plan("cpu", precision, engine, BATCH)
+    return open_engine(model, plan, SIZE, spec(), judging.split(None, spec())[1]), []
+
+
+def answers(name: str, engine: str, precision: str, count: int, shared_data: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the outputs of a built-in model for CIFAR-10 test images; none is computed again for a larger number."""
+    images = test_images(shared_data)[0]
+    opened, outputs = engine_of(name, engine, precision)
+    outputs += opened.imap(images[i : i + BATCH] for i in range(BATCH * len(outputs), count, BATCH))
+    logits, embeddings = zip(*outputs[: count // BATCH], strict=True)
     return np.concatenate(logits), np.concatenate(embeddings)
 
 

@@ -212,6 +212,24 @@ def test_an_earlier_calibration_that_cannot_be_removed_is_an_error(
     assert caught.value.code == "output_failed"
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(
+    many: Path, saved_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    with monkeypatch.context() as patched:
+        patched.setattr("tessella.evaluation.calibrator.load", lambda *_, **__: pytest.fail("a model was loaded"))
+        for out in (tmp_path, tmp_path / "file" / "made.safetensors"):
+            with pytest.raises(OutputError, match="could not be written") as caught:
+                calibrate(many, f"local-dir:{saved_model}", QUICK, out=out)
+            assert caught.value.code == "output_failed"
+        with pytest.raises(UsageError, match="out is an empty string"):
+            calibrate(many, f"local-dir:{saved_model}", QUICK, out="")
+    folder = Path(shutil.copytree(saved_model, tmp_path / "model"))
+    beside(folder).mkdir()
+    with pytest.raises(OutputError, match="could not be written"):  # without `out`, the model says where
+        calibrate(many, f"local-dir:{folder}", QUICK, progress=lambda *_: pytest.fail("work was done"))
+
+
 def test_a_run_without_a_record_is_a_remark(many: Path, saved_model: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(saved_model, tmp_path / "model"))
     (folder / "train.json").write_text("{}")

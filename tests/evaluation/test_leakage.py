@@ -102,6 +102,18 @@ def test_training_images_of_the_initial_model_are_included(data: Path, run: Run,
     assert "was trained on 48 of the 48 images" in remark
 
 
+def test_a_record_that_leaves_out_the_initial_model_says_so(
+    data: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, train, held_out = run
+    (tmp_path / "second").mkdir()
+    assert write_image_record(tmp_path / "second", held_out, train, f"local-dir:{folder}") == ""
+    monkeypatch.setattr(leakage, "MAX_BYTES", 100)
+    warning = write_image_record(tmp_path / "second", held_out, train, f"local-dir:{folder}")
+    assert f"leaves out those of local-dir:{folder}" in warning
+    assert "has hashes of the contents of images, this one hashes of the names of images" in warning
+
+
 def test_the_split_of_the_data_is_reported(tmp_path: Path) -> None:
     folder = make_images(tmp_path / "data")
     (tmp_path / "run").mkdir()

@@ -130,6 +130,7 @@ def test_an_exported_model_is_refused_before_any_work(
     with pytest.raises(UsageError, match="exported model") as error:
         probe(data, predictor, attach_to=tmp_path / "model", progress=lambda *_: pytest.fail("work was done"))
     assert error.value.code == "bad_argument"
+    assert not (tmp_path / "model").exists()
 
 
 def test_cifar10(shared_data: Path, tmp_path: Path) -> None:

@@ -166,6 +166,14 @@ def test_a_folder_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     assert caught.value.code == "output_failed"
 
 
+def test_a_former_figure_that_cannot_be_removed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "confusion.png").mkdir()  # a folder cannot be removed like a file
+    monkeypatch.setattr("tessella.evaluation.report.draw_or_warn", lambda *_: None)
+    with pytest.raises(TessellaError, match=r"confusion\.png' could not be removed") as caught:
+        write(tmp_path)
+    assert caught.value.code == "output_failed"
+
+
 def test_a_report_without_matplotlib_has_no_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

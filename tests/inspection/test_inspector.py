@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tessella.data.all_splits import open_all_splits
-from tessella.errors import UsageError
+from tessella.errors import OutputError, UsageError
 from tessella.inspection import inspector
 from tessella.inspection.findings import COLUMNS, Finding
 from tessella.inspection.inspector import inspect
@@ -73,6 +74,33 @@ def test_the_files_of_an_inspection(data: Path, predictor: Predictor, tmp_path: 
     page = (out / "report" / "index.html").read_text()
     assert page.count("data:image/jpeg") >= 10
     assert "Nearly the same picture in two splits" in page
+
+
+def test_two_inspections_never_write_to_one_folder(
+    data: Path, predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is held until the report is written, and is free afterwards."""
+    codes = []
+
+    def write_and_try(*arguments: Any, **options: Any) -> None:
+        with pytest.raises(UsageError, match="another process is writing") as caught:
+            inspect(data, predictor, out=tmp_path)
+        codes.append(caught.value.code)
+        write_page(*arguments, **options)
+
+    write_page = inspector.write_page
+    monkeypatch.setattr(inspector, "write_page", write_and_try)
+    inspect(data, predictor, out=tmp_path)
+    assert codes == ["busy"]
+    monkeypatch.undo()
+    inspect(data, predictor, out=tmp_path)
+
+
+def test_a_file_in_place_of_the_folder_of_measurements(data: Path, predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / "parts").touch()
+    with pytest.raises(OutputError) as caught:
+        inspect(data, predictor, out=tmp_path)
+    assert caught.value.code == "output_failed"
 
 
 def test_the_folder_inside_the_data_is_no_class(data: Path, predictor: Predictor) -> None:
@@ -164,29 +192,35 @@ def test_the_result_is_the_same_again(data: Path, predictor: Predictor, tmp_path
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 
-KILLED = """
-import sys
-from pathlib import Path
+STOPPING = """
+import sys, time
 from tessella.inspection import inspect, measuring
 
+def write_and_wait(out, number, facts, result):
+    write(out, number, facts, result)
+    if number + 1 == int(sys.argv[3]):
+        time.sleep(600)  # until it is killed
+
 measuring.PART_IMAGES = 4
+write, measuring._write_part = measuring._write_part, write_and_wait
 inspect(sys.argv[1], "convmixer_256_8_ks3_p4.cifar10", out=sys.argv[2])
 """
 
 
 @pytest.mark.parametrize("parts", [1, 4])
 def test_a_killed_inspection_continues_with_the_same_report(parts: int, data: Path, tmp_path: Path) -> None:
-    def start(out: Path) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([sys.executable, "-c", KILLED, str(data), str(out)])
+    def start(out: Path, stop_after: int = 0) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", STOPPING, str(data), str(out), str(stop_after)])
 
     whole = start(tmp_path / "whole")
     assert whole.wait() == 0
-    killed = start(tmp_path / "killed")
+    killed = start(tmp_path / "killed", parts)
     written = tmp_path / "killed" / "parts"
     while killed.poll() is None and len([*written.glob("part-*.npz")] if written.exists() else []) < parts:
-        time.sleep(0.001)
+        time.sleep(0.01)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
+    assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "inspection.json").exists()
     times = {path.name: path.stat().st_mtime_ns for path in written.glob("part-*.npz")}
     assert start(tmp_path / "killed").wait() == 0

@@ -55,6 +55,8 @@ def _answer(order: ExplainOrder, folder: Path) -> WorkerAnswer:
             (folder / "died").touch()
         os._exit(5)
     if wanted == "slow":
+        with (folder / "slow").open("a") as file:  # a character per order, which tests count
+            file.write(".")
         time.sleep(0.5)
     if wanted == "refuse":
         return WorkerAnswer(failure=ExplainFailure("unprocessable", "/home/user/secret", False, "class"))

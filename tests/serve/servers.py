@@ -184,7 +184,7 @@ def multipart(*files: tuple[str, bytes], fields: dict[str, str] | None = None, b
 FORM = "multipart/form-data; boundary=b0undary"
 
 
-def wait_for(condition: object, seconds: float = 30) -> None:
+def wait_for(condition: object, seconds: float = 60) -> None:
     """Wait until a condition, a function without arguments, is true."""
     assert callable(condition)
     end = time.monotonic() + seconds

@@ -72,7 +72,7 @@ def events() -> Events:
 
 @pytest.fixture
 def pool(events: Events) -> Iterator[DecodePool]:
-    settings = ServeSettings(decode_processes=2, decode_timeout=1.0)
+    settings = ServeSettings(decode_processes=2)  # with the usual time limit, which a busy machine keeps
     pool = DecodePool(settings, on_lost=events.lost.release, on_failed=events.fail)
     yield pool
     pool.close()

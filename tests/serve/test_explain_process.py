@@ -86,7 +86,7 @@ def test_a_deadline_leaves_the_process_busy_until_it_is_ended(process: ExplainPr
     assert process.is_alive()
     begun = time.monotonic()
     process.end()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 60  # it would have been busy for 600 seconds
 
 
 def test_a_process_that_ends_is_noticed(process: ExplainProcess) -> None:

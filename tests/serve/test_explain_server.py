@@ -165,10 +165,10 @@ def test_a_server_can_be_started_without_explanations() -> None:
 
 
 def test_the_deadline_is_an_option() -> None:
-    with ServerProcess("-m", MODEL, "--explain-deadline", "0.2") as server, Client(server.url, timeout=10) as client:
+    with ServerProcess("-m", MODEL, "--explain-deadline", "0.2") as server, Client(server.url, timeout=60) as client:
         begun = time.monotonic()
         with Client(server.url, retries=0) as hasty, pytest.raises(ServeError) as late:
             hasty.explain(CAT)  # PyTorch takes longer to be imported
         assert late.value.code in ("not_ready", "deadline_exceeded")
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 60  # the default is 120 seconds
         assert client.classify(CAT, top=1)

@@ -18,7 +18,9 @@ from tessella.data.decode import decode
 from tessella.data.resize import prepare
 from tessella.explain import Explanation, explain
 from tessella.explain.methods import METHODS, methods_for
+from tessella.explain.subject import Subject
 from tessella.results import Output
+from tessella.serve import explain_worker
 from tessella.serve.explain_process import ExplainedImage, ExplainFailure, ExplainOrder
 from tessella.serve.explain_worker import OrderRunner
 from tessella.serve.explanations import picture_spec
@@ -106,11 +108,21 @@ def test_the_overlay_has_the_pixels_of_the_picture(runner: OrderRunner) -> None:
     assert np.abs(np.diff(overlay.astype(int), axis=1)).mean() > 1
 
 
-def test_a_model_is_loaded_once_and_the_last_one_is_kept(runner: OrderRunner) -> None:
+def test_a_model_is_loaded_once_and_the_last_one_is_kept(runner: OrderRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     explained(runner, order_for(MODEL))
-    assert explained(runner, order_for(MODEL)).load_seconds < 0.01
+    loaded: list[str] = []
+    original = explain_worker.open_subject
+
+    def open_and_note(order: ExplainOrder) -> Subject:
+        loaded.append(order.source)
+        return original(order)
+
+    monkeypatch.setattr(explain_worker, "open_subject", open_and_note)
+    explained(runner, order_for(MODEL))
+    assert loaded == []
     assert explained(runner, order_for(PHOTOGRAPHS)).load_seconds > 0.01
     assert explained(runner, order_for(MODEL)).load_seconds > 0.01
+    assert loaded == [PHOTOGRAPHS, MODEL]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import io
+import os
 import time
 from collections.abc import Awaitable
 from pathlib import Path
@@ -154,7 +155,7 @@ def test_a_late_explanation_is_given_up_and_the_next_works() -> None:
         await explain(service)  # the process is running
         begun = time.monotonic()
         assert await code_of(explain(service, wanted="hang", deadline=0.5)) == "deadline_exceeded"
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 60  # it would have taken 600 seconds
         assert first(await explain(service)).values[0][0] == 7
         assert free(service)
 
@@ -238,15 +239,15 @@ def test_a_client_that_leaves_makes_room() -> None:
     async def scenario(service: Service) -> None:
         await explain(service)
         left = asyncio.create_task(explain(service, *[encoded(1)] * 8, wanted="slow"))
-        await until(lambda: service.explanations._admission.images == 8)
-        await asyncio.sleep(0.2)
+        begun = Path(os.environ[fake_explainer.FOLDER]) / "slow"
+        await until(lambda: service.explanations._admission.images == 8 and begun.exists())
         left.cancel()
+        before = begun.stat().st_size
         with contextlib.suppress(asyncio.CancelledError):
             await left
         assert free(service)
-        begun = time.monotonic()
         await explain(service)
-        assert time.monotonic() - begun < 2  # one image was being explained, seven are not
+        assert begun.stat().st_size <= before + 2  # of eight: what was being explained, and what had just begun
 
     run(scenario)
 

@@ -167,10 +167,10 @@ def test_bad_texts_are_errors_of_their_image_alone(text: str, code: str) -> None
 
 def test_long_texts_that_begin_like_data_uris_are_refused_at_once() -> None:
     for text in ("data:" + "a" * 2000, "data:" + "a/" * 1000, "data:a/" + "a;" * 1000):
-        start = time.perf_counter()
+        start = time.process_time()  # other processes do not count
         for _ in range(100):
             assert isinstance(decode_text(text, ServeSettings()), ImageError)
-        assert time.perf_counter() - start < 1
+        assert time.process_time() - start < 1
 
 
 def test_a_request_that_fails_ends_its_fetches_and_counts_no_bytes_later(monkeypatch: pytest.MonkeyPatch) -> None:

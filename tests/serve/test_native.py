@@ -341,9 +341,9 @@ def test_the_work_of_a_client_that_left_is_canceled(server: ServerProcess, monke
         port = running.servers[0].sockets[0].getsockname()[1]
         _, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(request_bytes("POST", "/v1/embed", b"x", Content_Type="image/png"))
-        await asyncio.wait_for(started.wait(), 20)
+        await asyncio.wait_for(started.wait(), 60)
         writer.transport.abort()
-        await asyncio.wait_for(canceled.wait(), 20)
+        await asyncio.wait_for(canceled.wait(), 60)
         running.should_exit = True
         await task
         return service.metrics.render().decode()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import tessella
 from tessella.calibration.finding import beside
+from tessella.errors import OutputError
 
 from .small_runs import make_images, remarks_of, run, small
 
@@ -39,3 +42,11 @@ def test_the_config_can_leave_it_out(tmp_path: Path) -> None:
     events = run(make_images(tmp_path / "data", 96), tmp_path / "run", small(epochs=1, calibrate=False))
     assert "not calibrated, as the config says" in remarks_of(events)
     assert not beside(tmp_path / "run").exists()
+
+
+def test_a_former_calibration_that_cannot_be_removed_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    beside(tmp_path / "run").mkdir()  # a folder cannot be removed like a file
+    with pytest.raises(OutputError, match="could not be removed") as caught:
+        run(make_images(tmp_path / "data"), tmp_path / "run", small(epochs=1))
+    assert caught.value.code == "output_failed"

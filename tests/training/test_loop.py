@@ -154,6 +154,15 @@ def test_fine_tuning_starts_from_the_pretrained_weights(data: Path, finished_run
     assert tessella.load(f"local-dir:{tmp_path / 'tuned'}").labels == CLASSES
 
 
+@pytest.mark.usefixtures("without_report")
+def test_training_images_of_the_initial_model_that_are_not_recorded_are_a_warning(
+    data: Path, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = TrainConfig(model=f"local-dir:{finished_run}", init_from="pretrained", epochs=1, batch_size=16)
+    monkeypatch.setattr("tessella.evaluation.leakage.MAX_BYTES", 100)  # so that only names are recorded
+    assert f"leaves out those of local-dir:{finished_run}" in remarks_of(run(data, tmp_path / "tuned", config))
+
+
 def test_file_names_that_are_not_utf8(data: Path, tmp_path: Path) -> None:
     root = tmp_path / os.fsdecode(b"caf\xe9")
     shutil.copytree(data, root)

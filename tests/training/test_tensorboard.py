@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tessella.errors import UsageError
+from tessella.errors import OutputError, UsageError
 from tessella.training import TensorBoardWriter
 from tessella.training.events import ProbeEvent, StepEvent, TrainingRemark
 
@@ -42,3 +42,23 @@ def test_a_missing_package_is_reported(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(UsageError, match="TensorBoard logging needs tensorboard") as caught:
         TensorBoardWriter(tmp_path)
     assert caught.value.code == "missing_dependency"
+
+
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="TensorBoard logs in") as caught:
+        TensorBoardWriter(tmp_path / "file")
+    assert caught.value.code == "output_failed"
+
+
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    writer = TensorBoardWriter(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", full)
+        with pytest.raises(OutputError, match="No space left on device") as caught:
+            writer(STEP)
+        assert caught.value.code == "output_failed"
+    writer.close()

@@ -223,6 +223,26 @@ def test_a_corrupted_config_is_refused(hub: FakeHub, slept: list[float], tmp_pat
     check_fetched(fetch_from(hub, tmp_path))
 
 
+def test_a_corrupted_file_that_cannot_be_removed_is_named(
+    hub: FakeHub, slept: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "config.json":
+            raise PermissionError(13, "Permission denied", str(path))
+        remove(path, missing_ok)
+
+    hub.fault("corrupt", "config.json")
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", refuse)
+        with pytest.raises(HubError) as caught:
+            fetch_from(hub, tmp_path)
+    assert caught.value.code == "hub_bad_file"
+    assert "which could not be removed (Permission denied), and try again" in str(caught.value.hint)
+    assert str(tmp_path) in str(caught.value.hint)
+
+
 def test_an_etag_may_be_a_plain_sha1(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"content")

@@ -8,9 +8,11 @@ CACHE/calibrations/FINGERPRINT.safetensors   for models whose weights are in the
 from __future__ import annotations
 
 import dataclasses
+import errno
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -23,7 +25,7 @@ from ..checks import as_path
 from ..errors import OutputError, UsageError, WeightsError
 from ..fingerprint import arrays_hash
 from ..results import FloatArray, is_finite
-from ..storage import make_folders, read_regular, write_atomic
+from ..storage import check_writable, make_folders, read_regular, write_atomic
 from .arrays import Floats
 from .calibration import Calibration, CalibrationData, UnknownDetection
 from .confidence import ConfidenceCurve
@@ -48,9 +50,28 @@ def write_calibration(path: str | Path, calibration: Calibration) -> Path:
         make_folders(path.parent)
         write_atomic(path, calibration_bytes(calibration))
     except OSError as error:
-        message = f"{str(path)!r} could not be written: {error.strerror or error}"
-        raise OutputError("output_failed", message) from None
+        raise _not_written(path, error) from None
     return path
+
+
+def check_destination(path: str | Path) -> Path:
+    """Check that `write_calibration` can write to a path, before the work, and return it; its folder is created.
+
+    Raises OutputError `output_failed`.
+    """
+    path = as_path("the calibration", path)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.is_file() or not path.exists():  # a device has no folder to write to
+            check_writable(Path(os.path.realpath(path)).parent)
+    except OSError as error:
+        raise _not_written(path, error) from None
+    return path
+
+
+def _not_written(path: Path, error: OSError) -> OutputError:
+    return OutputError("output_failed", f"{str(path)!r} could not be written: {error.strerror or error}")
 
 
 def calibration_bytes(calibration: Calibration) -> bytes:

@@ -117,7 +117,8 @@ MAX_TIMEOUT = 86_400  # seconds
     group="Advanced",
     type=count_type(most=MAX_PROCESSES),
     metavar="N",
-    help="CPU cores per Ray actor.  [default: all cores of this machine]",
+    help="CPU cores per Ray actor.  [default: as many as the model has threads; on GPUs, an equal share of a node's "
+    "cores]",
 )
 def run_(
     out: str, address: str | None, actor_cores: int | None, prometheus: str | None, as_json: bool, **arguments: Any

@@ -98,7 +98,7 @@ model_option = option(
     group="Model",
     metavar="NAME",
     help="Model: a name such as convmixer_768_32.in1k, hf-hub:ORG/REPO or local-dir:FOLDER.  "
-    "[default: the built-in model for CIFAR-10 in `classify`, for photographs in other commands]",
+    "[default: the built-in model for CIFAR-10 in `classify` and `calibrate`, for photographs in other commands]",
 )
 checkpoint_option = option(
     "--checkpoint", group="Model", metavar="FILE", help="Weight file to use instead of the published weights."

@@ -96,7 +96,8 @@ _limit_options = options(
         "--queue-images",
         group="Advanced",
         type=count_type(),
-        help="Most images in all requests together; more are refused.  [default: four batches, at least 64]",
+        help="Most images in all requests together; more are refused.  [default: four batches, but at least 64 and "
+        "the value of --max-images]",
     ),
     option(
         "--max-images",

@@ -14,7 +14,7 @@ from ..errors import ImageError, UsageError
 from ..evaluation.settings import ProgressCallback
 from ..machine import require_fork
 from ..predictor import Predictor
-from ..storage import create_output_folder
+from ..storage import create_output_folder, folder_lock
 from .answers import (
     ChangedAnswer,
     accuracy_change,
@@ -54,8 +54,9 @@ def compare(
     out: keep the outputs of models in this folder, so that a comparison that was interrupted is resumed. progress:
     called with (side and model, images done, number of images) after each image.
 
-    Raises UsageError: `bad_argument`, `not_found`, `damaged_run`, `unsupported_system`; ImageError `unreadable` if no
-    image has a result of both; OutputError `output_failed`; and the errors of `tessella.load`.
+    Raises UsageError: `bad_argument`, `not_found`, `damaged_run`, `unsupported_system`, and `busy` if another process
+    uses `out`; ImageError `unreadable` if no image has a result of both; OutputError `output_failed`; and the errors of
+    `tessella.load`.
     """
     require_fork("`tessella compare`")
     images = _find_images(old, new, data, settings)
@@ -98,12 +99,14 @@ def _find_images(
 
 @contextmanager
 def _working_folder(out: str | Path | None) -> Iterator[Path]:
-    """Yield the folder for the outputs of models, which is removed at the end if none was given."""
+    """Yield the folder for the outputs of models, which is locked, or removed at the end if none was given."""
     if out is not None:
-        yield create_output_folder(out)
+        folder = create_output_folder(out)
+        with folder_lock(folder):
+            yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="tessella-compare-", ignore_cleanup_errors=True) as folder:
-        yield Path(folder)
+    with tempfile.TemporaryDirectory(prefix="tessella-compare-", ignore_cleanup_errors=True) as temporary:
+        yield Path(temporary)
 
 
 def compare_outputs(

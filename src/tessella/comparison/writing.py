@@ -7,7 +7,7 @@ from pathlib import Path
 from ..checks import check_count, checked
 from ..evaluation.markdown import json_bytes
 from ..records import csv_table
-from ..storage import create_output_folder, write_bytes
+from ..storage import create_output_folder, folder_lock, write_bytes
 from ..text import escape
 from .answers import ChangedAnswer
 from .page import page_bytes
@@ -25,14 +25,15 @@ def write_comparison(
     """Write comparison.html, changed.csv and comparison.json to a folder, and return the path of the page.
 
     pictures: images on the page of each kind of change. command: the command line that reproduces the result.
-    Raises UsageError `bad_argument`, OutputError `output_failed`.
+    Raises UsageError `bad_argument`, and `busy` if another process uses the folder, OutputError `output_failed`.
     """
     check_count("pictures", pictures, MAX_PICTURES, least=0)
     folder = create_output_folder(folder)
     rows = (
         answer._asdict() | dict(key=escape(answer.key), source=escape(answer.source)) for answer in comparison.changed
     )
-    write_bytes(folder / TABLE, csv_table(COLUMNS, ({name: row[name] for name in COLUMNS} for row in rows)))
-    write_bytes(folder / FIGURES, json_bytes(dict(command=command) | comparison.as_dict()))
-    write_bytes(folder / PAGE, page_bytes(comparison, pictures))
+    with folder_lock(folder):
+        write_bytes(folder / TABLE, csv_table(COLUMNS, ({name: row[name] for name in COLUMNS} for row in rows)))
+        write_bytes(folder / FIGURES, json_bytes(dict(command=command) | comparison.as_dict()))
+        write_bytes(folder / PAGE, page_bytes(comparison, pictures))
     return folder / PAGE

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..storage import remove_file
+
 _CHECKSUM_BYTES = 4
 HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -69,11 +71,11 @@ class RowCache:
         return zlib.crc32(values, key.pixels).to_bytes(_CHECKSUM_BYTES, "little")
 
     def delete(self) -> None:
-        """Delete the file, if there is one, and close it in this process."""
+        """Delete the file, if there is one, and close it in this process. Raises OutputError `output_failed`."""
         if self._file is not None and self._file[0] == os.getpid():
             os.close(self._file[1])
         self._file = None
-        self.path.unlink(missing_ok=True)
+        remove_file(self.path)
 
 
 def to_half(values: NDArray[np.float32]) -> NDArray[np.float16]:

@@ -16,7 +16,7 @@ from ..calibration.arrays import images_needed
 from ..calibration.calibration import Calibration, CalibrationData
 from ..calibration.finding import beside, cached_path
 from ..calibration.fitting import CalibrationSettings, LabeledOutputs, fit
-from ..calibration.storage import calibration_hash, write_calibration
+from ..calibration.storage import calibration_hash, check_destination, write_calibration
 from ..checks import as_path, checked
 from ..data.datasets import LabelledImages
 from ..data.source import Source
@@ -97,18 +97,17 @@ def calibrate(
     ImageError `unreadable`, OutputError `output_failed`, and the errors of `load` and `open_labelled`.
     """
     settings = settings or CalibrationSettings()
+    path = None if out is None else check_destination(as_path("out", out))
     options = {**(load_options or {}), "calibration": None}
     name = model.name if isinstance(model, Predictor) else model or default_model("classify")
     folder = None if options.get("checkpoint_path") else folder_of_model(name)
     images, remarks = (data, ()) if isinstance(data, LabelledImages) else choose_unseen(data, folder, split)
     sources = None if unknown is None else list(iter_sources([str(unknown)]))
     predictor = model.with_calibration(None) if isinstance(model, Predictor) else load(name, **options)
-    report = measure_calibration(predictor, images, settings, unknown=sources, progress=progress)
     own = cached_path(predictor.fingerprint)
-    if out is not None:
-        path = as_path("out", out)
-    else:
-        path = own if isinstance(model, Predictor) else _destination(predictor, folder)
+    if path is None:
+        path = check_destination(own if isinstance(model, Predictor) else _destination(predictor, folder))
+    report = measure_calibration(predictor, images, settings, unknown=sources, progress=progress)
     write_calibration(path, report.calibration)
     if path != own and out is None:
         _remove(own)  # it would be preferred to the new one

@@ -28,6 +28,7 @@ RECORD = "images.npz"
 LOCAL = "local-dir:"
 MAX_BYTES = 8 << 30  # largest total size of images whose contents are hashed
 BY = ("content", "key")
+_HASHED = {"content": "the contents of images", "key": "the names of images"}  # by the entries of BY
 SPLITS = ("train", "val", "all")
 
 Split = Literal["train", "val", "all"]
@@ -60,11 +61,12 @@ def write_image_record(
     held_out: LabelledImages,
     init_from: str = "",
     unlabelled: UnlabelledImages | None = None,
-) -> None:
+) -> str:
     """Write the record of a model's images to its folder.
 
     init_from: name of the model that training started from, whose training images are included. unlabelled: more images
-    that it was trained on. Raises OutputError `output_failed`.
+    that it was trained on. Returns a warning if the training images of `init_from` could not be included, else "".
+    Raises OutputError `output_failed`.
     """
     size = sum(int(images.sizes.clip(0).sum()) for images in (train, held_out))
     size += 0 if unlabelled is None else unlabelled.total_bytes
@@ -73,7 +75,13 @@ def write_image_record(
     ordered = _ordered_hash(train_hashes, held_out_hashes)
     start = folder_of_model(init_from)
     earlier = None if start is None else read_image_record(start)
-    if earlier is not None and earlier.by == by:
+    warning = ""
+    if earlier is not None and earlier.by != by:
+        warning = (
+            f"warning: the record of training images leaves out those of {init_from}: its own record has hashes of "
+            f"{_HASHED[earlier.by]}, this one hashes of {_HASHED[by]}; `tessella evaluate` will not exclude them"
+        )
+    elif earlier is not None:
         train_hashes = np.union1d(train_hashes, earlier.train)
     if unlabelled is not None:
         train_hashes = np.union1d(train_hashes, hashes_of(unlabelled, by))
@@ -82,6 +90,7 @@ def write_image_record(
         write_atomic(folder / RECORD, npz_bytes(arrays))
     except OSError as error:
         raise OutputError("output_failed", f"{folder / RECORD} could not be written: {error.strerror}") from error
+    return warning
 
 
 def check_unchanged(folder: Path, train: LabelledImages, held_out: LabelledImages) -> None:

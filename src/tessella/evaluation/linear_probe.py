@@ -120,8 +120,8 @@ def probe(
         train_images, val_images = open_split(data, val=val, val_fraction=settings.val_fraction)
     predictor = model if isinstance(model, Predictor) else load(model)
     if attach_to is not None:
-        create_output_folder(attach_to)
         _ = predictor.model  # raises for an exported model, before any work is done
+        create_output_folder(attach_to)
     folder = None if out is None else create_output_folder(out)
     embedded = []
     for images, name in ((train_images, "train"), (val_images, "val")):
@@ -131,8 +131,9 @@ def probe(
     split = _Split.of(train_images, embedded[0], val_images, embedded[1])
     result = _measure(split, predictor, settings)
     if attach_to is not None:
-        result = dataclasses.replace(result, attached=attach(predictor, result.head, result.classes, attach_to))
-        write_image_record(Path(attach_to), train_images, val_images, predictor.name)
+        attached = attach(predictor, result.head, result.classes, attach_to)
+        warning = write_image_record(attached, train_images, val_images, predictor.name)
+        result = dataclasses.replace(result, attached=attached, notes=(*result.notes, *filter(None, [warning])))
     if folder is not None:
         write_bytes(folder / "probe.json", (json.dumps(result.as_dict(), indent=1) + "\n").encode())
     return result

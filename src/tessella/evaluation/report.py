@@ -11,7 +11,7 @@ from ..data.datasets import LabelledImages
 from ..data.decode import Pixels, decode
 from ..errors import ImageError
 from ..plots.figures import SHEET, contact_sheet, curves, draw_or_warn, plain, thumbnail, warn_without_matplotlib
-from ..storage import create_output_folder, write_bytes
+from ..storage import create_output_folder, remove_file, write_bytes
 from ..text import encode_text
 from .figures import calibration, confusion, coverage_curve
 from .markdown import escape_line, json_bytes, percent, table
@@ -125,7 +125,7 @@ def _write_figures(folder: Path, draws: Mapping[str, Callable[[], bytes]]) -> li
             write_bytes(folder / name, data)
             drawn.append(name)
         else:
-            (folder / name).unlink(missing_ok=True)
+            remove_file(folder / name)
     return drawn
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from ..errors import OutputError, UsageError
 from ..machine import require_fork
 from ..predictor import Predictor, load
 from ..records import csv_line
-from ..storage import create_output_folder, write_bytes
+from ..storage import create_output_folder, folder_lock, write_bytes
 from ..text import count_of, escape
 from ..weights.catalogue import default_model
 from .copies import find_copies
@@ -33,6 +34,7 @@ from .settings import InspectionSettings, ProgressCallback
 
 Number = TypeVar("Number", bound=np.generic)
 FINDINGS, SUMMARY, REPORT = "findings.csv", "inspection.json", "report"
+LOCK = ".inspect.lock"  # held until the report is written; `measure` has a lock of its own
 
 
 @checked
@@ -62,6 +64,22 @@ def inspect(
         choices.append(f"model: {model}, the built-in model for embeddings of photographs")
     predictor = model if isinstance(model, Predictor) else load(model)
     folder = None if out is None else create_output_folder(out)
+    with nullcontext() if folder is None else folder_lock(folder, LOCK):
+        result = _inspect(images, predictor, settings, choices, folder, progress)
+        if folder is not None:
+            _write_results(folder, result, progress)
+    return result
+
+
+def _inspect(
+    images: SplitImages,
+    predictor: Predictor,
+    settings: InspectionSettings,
+    choices: Sequence[str],
+    folder: Path | None,
+    progress: ProgressCallback | None,
+) -> Inspection:
+    """Return the result of an inspection. folder: for the measurements; None keeps them in memory."""
     start = time.perf_counter()
     measured = measure(images, predictor, folder, progress=progress)
     _require_readable(images, measured)
@@ -73,7 +91,7 @@ def inspect(
         label_margin=settings.label_margin,
         outlier=settings.outlier,
     )
-    result = Inspection(
+    return Inspection(
         images=images,
         measured=measured,
         findings=tuple(findings),
@@ -86,9 +104,6 @@ def inspect(
         settings=settings,
         seconds=seconds,
     )
-    if folder is not None:
-        _write_results(folder, result, progress)
-    return result
 
 
 def _write_results(folder: Path, result: Inspection, progress: ProgressCallback | None) -> None:

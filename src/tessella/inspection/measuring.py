@@ -28,7 +28,7 @@ from ..pipeline import map_values
 from ..predictor import Predictor
 from ..records import npz_bytes
 from ..results import l2_normalize
-from ..storage import folder_lock, make_folders, write_bytes
+from ..storage import create_output_folder, folder_lock, write_bytes
 from .pixel_statistics import STATISTICS, TILE, statistics_of, tile_of
 from .settings import ProgressCallback
 
@@ -113,7 +113,7 @@ def measure(
     with nullcontext() if out is None else folder_lock(out):
         done = set()
         if out is not None:
-            make_folders(out / PARTS)
+            create_output_folder(out / PARTS)
             done = {start for start in starts if _read_part(_part_path(out, start // size), facts, result, start)}
         counted = sum(min(start + size, len(images)) - start for start in done)
         todo = [i for start in starts if start not in done for i in range(start, min(start + size, len(images)))]

@@ -23,7 +23,7 @@ from ..data.augment import Augmentation
 from ..data.mix import Erasing, Mixing
 from ..engine.exported import is_exported
 from ..errors import UsageError
-from ..storage import read_regular
+from ..storage import expand_home, read_regular
 from ..weights.catalogue import full_name
 
 TEACHER_SUFFIXES = (".onnx", ".xml", ".tflite")
@@ -213,13 +213,16 @@ class TrainConfig:
 
 
 def is_teacher_file(name: str) -> bool:
-    """Return True for the name of a file or an exported folder, and False for the name of a model."""
+    """Return True for the name of a file or an exported folder, and False for the name of a model.
+
+    Raises UsageError `bad_argument` for a path in the home folder of an unknown user.
+    """
     return name.lower().endswith(TEACHER_SUFFIXES) or is_exported(teacher_path(name))
 
 
 def teacher_path(name: str) -> Path:
-    """Return the path of a teacher for which `is_teacher_file` is True."""
-    return Path(name.removeprefix("local-dir:")).expanduser()
+    """Return the path of a teacher for which `is_teacher_file` is True. Raises UsageError `bad_argument` as it does."""
+    return expand_home(name.removeprefix("local-dir:"))
 
 
 def current_names(values: Mapping[str, object]) -> dict[str, object]:

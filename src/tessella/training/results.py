@@ -22,7 +22,7 @@ from ..evaluation.report import ReportHeader, write_report
 from ..machine import hardware
 from ..models.base import ImageModel
 from ..predictor import Predictor
-from ..storage import write_bytes
+from ..storage import remove_file, write_bytes
 from ..text import encode_text, escape
 from ..weights.save import model_card, save_pretrained
 from . import checkpoint
@@ -65,7 +65,7 @@ def write_results(run: FinishedRun) -> str:
     the images have no labels for them. Raises OutputError `output_failed`.
     """
     model = _selected_model(run)
-    beside(run.folder).unlink(missing_ok=True)  # of weights that are replaced now
+    remove_file(beside(run.folder))  # of weights that are replaced now
     save_pretrained(model, run.folder)
     plan = make_plan(engine="eager", precision="float32")
     predictor = Predictor(model, name=f"local-dir:{run.folder}", plan=plan)

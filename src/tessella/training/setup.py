@@ -24,7 +24,7 @@ from ..storage import folder_lock
 from .config import TrainConfig, is_teacher_file
 from .distillation import Distillation
 from .distributed import DistributedContext
-from .events import TrainingEvent
+from .events import TrainingEvent, TrainingRemark
 from .model import build_model
 from .run_folder import LOCK, SETTINGS, TrainingRecord
 from .teacher import build_teacher, student_classes
@@ -99,7 +99,9 @@ class TrainingSetup:
                 check_unchanged(folder, self.images.train, self.images.val)
             if read_image_record(folder) is None:
                 parent = config.model if config.init_from == "pretrained" else ""
-                write_image_record(folder, self.images.train, self.images.val, parent, self.images.unlabelled)
+                images = self.images
+                if warning := write_image_record(folder, images.train, images.val, parent, images.unlabelled):
+                    self.on_event(TrainingRemark(text=warning))
         return PreparedModel(model, spec, classes, distillation)
 
 

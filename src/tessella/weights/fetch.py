@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 from ..errors import HubError, UsageError
 from ..extras import check_installed, is_installed
+from ..storage import expand_home
 from .catalogue import ALTERNATIVES
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def check_location(
     endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
     if not _is_address(endpoint):
         raise UsageError("bad_argument", "the Hub endpoint is not a web address", hint="HF_ENDPOINT=https://host:port")
-    cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+    cache = expand_home(cache_dir or constants.HF_HUB_CACHE)
     return HubLocation(repo, revision, endpoint, cache, token)
 
 
@@ -289,12 +290,16 @@ def _verify(location: HubLocation, path: Path, etag: str) -> None:
     if call_hub(location, lambda: _has_etag(path, etag)):
         return
     blob = _blob(location, path)
+    advice = "try again: the file was removed from the cache"
     for bad in (path, blob) if blob else (path,):
-        bad.unlink(missing_ok=True)  # another process may have deleted it
+        try:
+            bad.unlink(missing_ok=True)  # another process may have deleted it
+        except OSError as error:
+            advice = f"remove {str(bad)!r}, which could not be removed ({error.strerror}), and try again"
     raise HubError(
         "hub_bad_file",
         f"{location}: the content of {path.name} does not have the announced hash {etag}",
-        hint="try again: the file was removed from the cache; if it persists, the endpoint or a proxy alters files",
+        hint=f"{advice}; if it persists, the endpoint or a proxy alters files",
     )
 
 

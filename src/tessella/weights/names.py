@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import UsageError, WeightsError
+from ..storage import expand_home
 from .catalogue import ARCHITECTURE_NAMES, MODULES, list_models, published_accuracy
 
 
@@ -62,10 +63,7 @@ def local_folder(name: str) -> Path:
     path = name.removeprefix("local-dir:")
     if not path:
         raise UsageError("bad_argument", f"{name!r} has no folder", hint="write local-dir:PATH")
-    try:
-        folder = Path(path).expanduser()
-    except RuntimeError:
-        raise UsageError("bad_argument", f"{path!r} is in the home folder of a user who does not exist") from None
+    folder = expand_home(path)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
         raise WeightsError("weights_not_found", f"{str(folder)!r} is not a folder")
     return folder

@@ -181,12 +181,12 @@ def test_jpeg_scans_are_limited_by_their_work(tmp_path: Path) -> None:
         assert decode(many_scans(width, height, count)).shape == (height, width, 3)
     for width, height, count in ((64, 64, 1001), (4000, 4000, 100), (8000, 6000, 2000)):
         data = many_scans(width, height, count)
-        begin = time.perf_counter()
+        begin = time.process_time()  # other processes do not count
         for policy, mode in itertools.product(("tessella", "timm"), ("exact", "fast")):
             assert error_code(data, policy, mode) == "too_complex"  # type: ignore[arg-type]
             with pytest.raises(ImageError, match="scans"):
                 load_pixels(data, InputSpec(), policy=policy, mode=mode)  # type: ignore[arg-type]
-        assert time.perf_counter() - begin < 2
+        assert time.process_time() - begin < 2
     private = segment(0xEF, b"\xff\xda" * 5000)  # markers in a private segment are not scans
     assert error_code(b"\xff\xd8" + private + many_scans(8, 8, 5)[2:]) == "ok"
     (tmp_path / "scans.jpg").write_bytes(many_scans(8000, 6000, 2000))
@@ -205,9 +205,9 @@ def test_tiff_scans_of_jpeg_strips_are_limited() -> None:
 def test_jpeg_bytes_between_segments() -> None:
     data = jpegs()["sequential"]
     for fill in (b"\xff", b"\xff" * 10_000_000):
-        begin = time.perf_counter()
+        begin = time.process_time()  # other processes do not count
         np.testing.assert_array_equal(decode(data[:2] + fill + data[2:]), decode(data))
-        assert time.perf_counter() - begin < 5
+        assert time.process_time() - begin < 5
     for junk in (b"\xff\0" * 1_000_000, b"\xff\0" + b"\xff" * 1_000_000):
         assert error_code(data[:2] + junk + data[2:]) in ("too_complex", "corrupt_image")
     hidden = many_scans(2000, 2000, 2000)

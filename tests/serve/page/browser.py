@@ -29,7 +29,7 @@ class Visit:
         settings: dict[str, Any] = {"viewport": {"width": 1280, "height": 860}, "reduced_motion": "reduce"}
         stored = options.pop("storage", {})
         self.context = browser.new_context(**settings | options)
-        self.context.set_default_timeout(15_000)
+        self.context.set_default_timeout(60_000)  # milliseconds; a machine that runs other tests is slow
         self.context.add_init_script(WATCH)
         for key, value in stored.items():
             self.context.add_init_script(f"sessionStorage.setItem({json.dumps(key)}, {json.dumps(value)})")

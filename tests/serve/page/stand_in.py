@@ -108,7 +108,7 @@ class StandIn:
 
         self.server.startup = announce  # type: ignore[method-assign]
         self.thread.start()
-        assert started.wait(20)
+        assert started.wait(60)
         self.url = f"http://127.0.0.1:{self.server.servers[0].sockets[0].getsockname()[1]}"
         return self
 
@@ -117,7 +117,7 @@ class StandIn:
         assert self.server is not None
         assert self.thread is not None
         self.server.should_exit = True
-        self.thread.join(20)
+        self.thread.join(60)
 
     def fail(self, path: str, status: int, code: str, times: int = 1, retry_after: str = "") -> None:
         """Answer the next requests to a path with an error."""
