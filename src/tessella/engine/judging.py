@@ -224,7 +224,8 @@ def reference(network: Network, engine: Engine, images: Pixels, recipe: InputSpe
         logits, embeddings = run_all(open_engine(network, exact, engine.size, recipe), images, recipe)
         np.savez(folder / "answers.npz", logits=logits, embeddings=embeddings)
 
-    facts = conversion_facts(network, exact, engine.size, recipe, images=array_hash(images), cpu=cpu_name())
+    facts = conversion_facts(network, exact, engine.size, recipe, engine=runner, images=array_hash(images))
+    facts |= dict(cpu=cpu_name(), features=cpu_features(), device=exact.device, **versions())
     with np.load(cached("reference", facts, measure) / "answers.npz") as stored:
         return stored["logits"], stored["embeddings"]
 
