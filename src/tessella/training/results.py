@@ -144,7 +144,7 @@ def fits_classifier(config: TrainConfig) -> bool:
 
 
 def _notes(run: FinishedRun) -> list[str]:
-    source = f"epoch {run.epoch + 1} of {len(run.epochs)}"
+    source = f"epoch {run.epoch} of epochs 0 to {run.config.epochs - 1}"  # counted as in metrics.jsonl
     if run.config.ema_decay:
         source += ", averaged"
     if run.epoch == PROBE_EPOCH:
