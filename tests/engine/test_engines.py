@@ -1,4 +1,4 @@
-"""Every engine gives the outputs of the reference, for uint8 images and normalised batches of any size."""
+"""Every engine gives the outputs of the reference, for uint8 images and normalized batches of any size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Distillation: what a student learns from a teacher's file, with labelled and unlabelled images."""
+"""Distillation: what a student learns from a teacher's file, with labeled and unlabeled images."""
 
 from __future__ import annotations
 

@@ -222,13 +222,13 @@ def changed_answers(
         kinds[new_N[rows] == true], kinds[old_N[rows] == true] = CHANGES.index("gained"), CHANGES.index("lost")
     for place in np.lexsort((rows, -new_outputs.confidence[rows], kinds)).tolist():
         row = int(rows[place])
-        labelled = images.labels is not None and classes.true is not None
+        labeled = images.labels is not None and classes.true is not None
         yield ChangedAnswer(
             change=CHANGES[kinds[place]],
             row=row,
             key=images.items.key(row),
             source=images.items.source(row).path,
-            label=images.classes[images.labels[row]] if labelled and images.labels is not None else "",
+            label=images.classes[images.labels[row]] if labeled and images.labels is not None else "",
             old=_label(old_subject.labels, old_outputs.answers[row]),
             old_probability=round(float(old_outputs.confidence[row]), 6),
             new=_label(new_subject.labels, new_outputs.answers[row]),

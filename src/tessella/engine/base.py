@@ -36,7 +36,7 @@ class Engine(abc.ABC):
     """A model that is ready to run according to its plan.
 
     network: the original model, which the engine does not change; None for an exported file. spec: how pixels are
-    normalized; an engine with a spec reads (B,H,W,C) uint8 images, one without it (B,C,H,W) normalised floats. size:
+    normalized; an engine with a spec reads (B,H,W,C) uint8 images, one without it (B,C,H,W) normalized floats. size:
     (height, width) of the images in pixels.
     """
 

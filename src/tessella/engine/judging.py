@@ -231,13 +231,13 @@ def reference(network: Network, engine: Engine, images: Pixels, recipe: InputSpe
 
 
 def run_all(engine: Engine, images: Pixels, recipe: InputSpec) -> ArrayOutputs:
-    """Run an engine on (N,H,W,C) uint8 images, which are normalised first if the engine has no spec."""
+    """Run an engine on (N,H,W,C) uint8 images, which are normalized first if the engine has no spec."""
     size = engine.plan.batch_size
     batches = (images[i : i + size] for i in range(0, len(images), size))
     if engine.spec:
         parts = list(engine.imap(batches))
     else:
-        normalised = (normalise(batch, recipe).to(engine.plan.device) for batch in batches)
-        parts = [(logits.cpu().numpy(), embedding.cpu().numpy()) for logits, embedding in engine.imap(normalised)]
+        normalized = (normalise(batch, recipe).to(engine.plan.device) for batch in batches)
+        parts = [(logits.cpu().numpy(), embedding.cpu().numpy()) for logits, embedding in engine.imap(normalized)]
     logits, embeddings = zip(*parts, strict=True)
     return np.concatenate(logits), np.concatenate(embeddings)

@@ -35,7 +35,7 @@ def open_engine(
 ) -> Engine:
     """Return the engine of `plan`, ready to run `model` on images of `size` (height, width), in the plan's precision.
 
-    spec: with it, the engine reads (B,H,W,C) uint8 images, without it (B,C,H,W) normalised floats. samples: (N,H,W,C)
+    spec: with it, the engine reads (B,H,W,C) uint8 images, without it (B,C,H,W) normalized floats. samples: (N,H,W,C)
     uint8 images to calibrate int8, required for that precision. The accuracy of a lossy precision is checked by
     `gate.open_gated`, not here. Raises WeightsError `cache_failed` if a converted model cannot be written,
     `conversion_failed`, and UsageError `missing_dependency` for an engine or model that needs PyTorch without it,

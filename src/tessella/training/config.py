@@ -134,7 +134,7 @@ class TrainConfig:
     teacher_labels: str = ""  # text file of the teacher's class names, one a line
     teacher_background: int = 0  # number of classes to leave out at the beginning of a file's output and labels
     unlabelled_fraction: float | None = None  # of each batch; None: in proportion to the numbers of images
-    unlabelled_weights: tuple[float, ...] | None = None  # of the unlabelled inputs; None: their numbers of images
+    unlabelled_weights: tuple[float, ...] | None = None  # of the unlabeled inputs; None: their numbers of images
     select: Literal["best", "last"] = "best"  # epoch whose weights become the model
     calibrate: bool = True  # on the validation images, at the end
 

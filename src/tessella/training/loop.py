@@ -1,4 +1,4 @@
-"""Training runs: from labelled images to a model folder for `tessella.load`, and for timm if it has the architecture.
+"""Training runs: from labeled images to a model folder for `tessella.load`, and for timm if it has the architecture.
 
 All randomness is a function of the seed, the epoch, the image and the step. A run that is killed and resumed from its
 last checkpoint therefore ends with the same weights as an uninterrupted one. Several processes (torchrun) share every
@@ -66,13 +66,13 @@ def train(
     command: str = "",
     on_event: Callable[[TrainingEvent], None] = lambda event: None,
 ) -> Path:
-    """Train a classifier on labelled images and return the folder of the run, `out`.
+    """Train a classifier on labeled images and return the folder of the run, `out`.
 
     A run that exists in the folder is resumed; its config and data must be the same. At the end the folder can be
     loaded with `tessella.load("local-dir:...")`.
 
     data: a path, `DataSettings`, or images that are open already: training and validation images, or `TrainingImages`,
-    which may include unlabelled ones. config: None: the defaults of
+    which may include unlabeled ones. config: None: the defaults of
     `TrainConfig`. device: "auto", "cpu", "cuda" or "cuda:1". workers: data loader processes; None: the number of cores
     minus one, at most 8. shard: shard the weights over the processes of torchrun (FSDP2). command: the command line
     that repeats the run, for its card and report. on_event: called with every event, see `tessella.training.events`.

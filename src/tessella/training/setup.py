@@ -37,7 +37,7 @@ MAX_WORKERS = 256
 class DataSettings:
     """The location of the images of a run.
 
-    data: path of the labelled images. val: path of the validation images; None: the validation split of `data`, or, if
+    data: path of the labeled images. val: path of the validation images; None: the validation split of `data`, or, if
     it has none, `val_fraction` of the images, from 0 to 1. unlabelled: inputs with more images to distill on, without
     classes. Raises UsageError `bad_argument` for values of another type.
     """
@@ -55,7 +55,7 @@ class DataSettings:
         return open_split(self.data, val=self.val, val_fraction=self.val_fraction)
 
     def open_all(self) -> TrainingImages:
-        """Return training, validation and unlabelled images; raises UsageError and ImageError."""
+        """Return training, validation and unlabeled images; raises UsageError and ImageError."""
         return TrainingImages(*self.open(), open_unlabelled(self.unlabelled) if self.unlabelled else None)
 
 
@@ -152,7 +152,7 @@ def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool)
 
 
 def mixture_of(config: TrainConfig, images: TrainingImages) -> Mixture | None:
-    """Return the shares of labelled and unlabelled images, if there are any of the latter.
+    """Return the shares of labeled and unlabeled images, if there are any of the latter.
 
     Raises UsageError `bad_argument` for another number of weights than inputs.
     """

@@ -22,8 +22,8 @@ def rewrite(
 ) -> Rewritten:
     """Return an equivalent of `model` for inference, with a copy of the weights; `model` does not change.
 
-    only: names from `rewrites_of(model)`; None applies all. spec: how the pixels are normalised; with it, the result
-    reads uint8 images (B,C,H,W), best in channels-last memory, instead of normalised ones. layout: one of
+    only: names from `rewrites_of(model)`; None applies all. spec: how the pixels are normalized; with it, the result
+    reads uint8 images (B,C,H,W), best in channels-last memory, instead of normalized ones. layout: one of
     `layouts_of(model)`; "" uses the first. Raises UsageError `bad_argument` for unknown names.
     """
     family = family_of(model)
