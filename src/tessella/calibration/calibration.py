@@ -139,7 +139,7 @@ class Calibration:
             settings = ", ".join((self.model, self.transform, self.policy, self.precision))
             raise UsageError(
                 "other_calibration",
-                f"the calibration is of {settings} (fingerprint {self.fingerprint}), not of {model} ({fingerprint})",
+                f"the calibration is for {settings} (fingerprint {self.fingerprint}), not for {model} ({fingerprint})",
                 hint=hint,
             )
         needed = self.unknown.detector.width or width

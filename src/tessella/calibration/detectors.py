@@ -230,7 +230,7 @@ def read_detector(kind: DetectorKind, arrays: Mapping[str, FloatArray]) -> Detec
     if arrays.keys() != set(_ARRAYS[kind]):
         raise ValueError(f"the detector {kind} has the arrays {sorted(arrays)}")
     if any(array.ndim != 2 or not array.size for name, array in arrays.items() if name != "scales"):
-        raise ValueError("an array of the detector is empty, or has another number of dimensions")
+        raise ValueError("an array of the detector is empty, or has the wrong number of dimensions")
     if "whitening" in arrays and not arrays["whitening"].shape == (arrays["means"].shape[1],) * 2:
         raise ValueError("the means and the whitening do not fit")
     if "scales" in arrays and not (arrays["scales"].shape == (2,) and (arrays["scales"] > 0).all()):

@@ -109,7 +109,7 @@ def fit(
     if len(outputs.labels) < least:
         raise UsageError(
             "bad_argument",
-            f"{len(outputs.labels)} labeled images can be used for a calibration, at least {least} are needed",
+            f"{len(outputs.labels)} labeled images are too few for a calibration, at least {least} are needed",
             hint="give more images that the model was not trained on",
         )
     deciding, holding = halves(outputs, settings.seed)

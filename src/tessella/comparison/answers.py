@@ -71,7 +71,7 @@ class AnswerAgreement:
 
 
 class ChangedAnswer(NamedTuple):
-    """An image with another answer. change: "gained", "lost", or "changed" if none or both are wrong, or unlabeled.
+    """An image whose answer differs. change: "gained", "lost", or "changed" if both are wrong or there is no label.
 
     row: position of the image. label: the true class, "" without labels. source: the file.
     """
@@ -210,7 +210,7 @@ def changed_answers(
     classes: SharedClasses,
     both_N: Mask,
 ) -> Iterator[ChangedAnswer]:
-    """Yield the images with another answer: by kind of change, those of which the new model is most certain first.
+    """Yield the images whose answers differ, by kind of change, those with the highest new probability first.
 
     old, new: the model, its outputs, and its answers (N,) under common numbers.
     """

@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
     recall: float | None  # fraction of each image's nearest neighbors that stay; None for too few images
     images: int
     decided: int  # images whose two most probable classes differ by MARGIN in float32
-    ties_changed: int  # images with another top class among those that are not decided
+    ties_changed: int  # images that are not decided, and whose top class differs
     has_classes: bool = True
 
     @property

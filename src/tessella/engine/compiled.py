@@ -106,7 +106,7 @@ class CompileEngine(RewrittenEngine):
 def planned_kernels() -> Choice:
     """Return the row of a plan about the kernels of this package, before anything was measured."""
     if are_requested():
-        return Choice("kernels", "the fastest", f"{EXPERIMENTAL}=1: compared with the compiler's at the first batch")
+        return Choice("kernels", "the fastest", f"{EXPERIMENTAL}=1: compared with the compiler's on the first batch")
     return Choice("kernels", "the compiler's", OFF)
 
 

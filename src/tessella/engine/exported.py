@@ -120,7 +120,9 @@ def read_card(folder: Path) -> Card:
         ) from None
     if damaged := find_damaged(folder, (FILE, *GRAPH_FILES[card.engine])):
         raise WeightsError(
-            "hash_mismatch", f"{damaged} in {str(folder)!r} has changed since the export", hint="export the model again"
+            "hash_mismatch",
+            f"{damaged} in {str(folder)!r} is missing or has changed since the export",
+            hint="export the model again",
         )
     return card
 

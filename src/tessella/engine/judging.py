@@ -127,7 +127,7 @@ def exact_products(
     facts |= dict(cpu=cpu_name(), features=cpu_features(), **versions())
 
     def search(folder: Path) -> None:
-        log.info("searching the products of %s that need float32 (only the first time)", network.arch)
+        log.info("searching for the layers of %s that need float32 (only the first time)", network.arch)
         recipe = recipe_of(network, size)
         statistics = calibrate(network, plan, size, calibration)
         errors = product_errors(network, plan, size, recipe, images, statistics)

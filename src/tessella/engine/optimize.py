@@ -57,7 +57,7 @@ class Optimized:
         """(B,C,H,W) normalized images -> logits and embedding of one forward pass, on the device of `x`.
 
         A large batch is computed in parts of the plan's batch size. Raises UsageError `bad_argument` unless `x` is such
-        a batch, `wrong_input_size` for images of another size.
+        a batch, `wrong_input_size` for images of a different size.
         """
         channels, height, width = self.engine.shape
         dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
@@ -79,7 +79,7 @@ class Optimized:
         return Outputs(*(torch.cat(outputs).to(x.device) for outputs in zip(*parts, strict=True)))
 
     def _size_hint(self, x: Tensor) -> str:
-        """Return what to do for images (B,C,H,W) of another size than that of the engine."""
+        """Return what to do for images (B,C,H,W) whose size is not that of the engine."""
         if image_size(self.model.config) is None:
             return "optimize again with an example of the new size: tessella.optimize(net, example=x)"
         size = f"({x.shape[-2]}, {x.shape[-1]})"
@@ -108,7 +108,7 @@ def optimize(
     if not isinstance(net, ImageModel):
         raise UsageError(
             "bad_argument",
-            f"optimize needs a model of create_model, got {type(net).__name__}",
+            f"expected a model of create_model, got {type(net).__name__}",
             hint="pass the model itself",
         )
     if example is not None:

@@ -63,7 +63,7 @@ class Evaluation:
 
     model: str
     status: str = "ok"  # or an error code
-    note: str = ""  # the error message, or why another precision was used than the requested one
+    note: str = ""  # the error message, or why the requested precision was not used
     engine: str = ""  # used, or requested if the model failed
     precision: str = ""
     metrics: Metrics | None = None

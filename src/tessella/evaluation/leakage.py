@@ -161,7 +161,7 @@ def choose_images(data: str | Path, models: Sequence[str], split: Split | None =
     models: names as for `tessella.load`. split: None uses "val" if the data has it, otherwise all images. If a model
     is a folder with a record of its images (written by `tessella train` and `probe --attach-to`) and held out some of
     these, the images that it was trained on are excluded; the splits "all" and "train" include them. Raises the errors
-    of `open_labelled`, and UsageError `bad_argument` for another split.
+    of `open_labelled`, and UsageError `bad_argument` for an unknown split.
     """
     if split not in (None, *SPLITS):
         raise UsageError("bad_argument", f"split is {split!r}", hint=f"choose from {', '.join(SPLITS)}")

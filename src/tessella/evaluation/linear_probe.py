@@ -107,7 +107,7 @@ def probe(
     require_fork("`tessella probe`")
     settings = settings or ProbeSettings()
     if attach_to is not None:
-        require("torch", "a model with another classifier")
+        require("torch", "a model with a new classifier")
     if isinstance(data, tuple):
         train_images, val_images = data
         if train_images.classes != val_images.classes:

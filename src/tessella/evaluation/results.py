@@ -128,7 +128,7 @@ def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
 
 def _trust_text(trust: Trust) -> str:
     """Return what a calibration said as a sentence without its end."""
-    parts = [f"{trust.set_size:.2f} classes in a prediction set", f"{percent(trust.unknown)} called unknown"]
+    parts = [f"{trust.set_size:.2f} classes per prediction set", f"{percent(trust.unknown)} called unknown"]
     if trust.coverage is not None:
         parts.insert(0, f"coverage {percent(trust.coverage)} (promised {100 * trust.promised:g} %)")
     return f"calibrated: {', '.join(parts)}"

@@ -84,7 +84,7 @@ def train(
     check_workers(workers)
     context = DistributedContext.init(device)
     if shard and context.world_size == 1:
-        raise UsageError("bad_argument", "--shard needs several processes", hint="start it with torchrun")
+        raise UsageError("bad_argument", "--shard needs more than one process", hint="start the command with torchrun")
     folder = check_folder(out)
     if context.rank == 0:
         warn_without_matplotlib()
@@ -224,7 +224,9 @@ class TrainingRun:
         kept = checkpoint.checkpoint_ids(self.setup.folder)
         if self.best != BestEpoch() and self.best.checkpoint_id not in kept:
             # deleted when a newer epoch was better, whose checkpoint is damaged
-            self.log.remark("the checkpoint of the best epoch so far is missing: the best of the epochs left is kept")
+            self.log.remark(
+                "the checkpoint of the best epoch so far is missing, so the best of the remaining epochs will be kept"
+            )
             self.best = BestEpoch()
         probe = saved.state.get("probed")
         self.probe = None if probe is None else ProbeBaseline(**probe)
@@ -327,7 +329,7 @@ class TrainingRun:
             raise TrainingError(
                 "diverged",
                 f"step {self.steps_done}: the loss is {result.loss}, the gradient norm {result.grad_norm}; "
-                f"the checkpoints in {self.setup.folder} are from before it",
+                f"the checkpoints in {self.setup.folder} were saved earlier",
                 hint=DIVERGED_HINT,
             )
 
@@ -338,7 +340,7 @@ class TrainingRun:
             raise TrainingError(
                 "diverged",
                 f"after step {self.steps_done}, the loss on the validation images is {validation.loss}; "
-                f"the checkpoints in {self.setup.folder} are from before it",
+                f"the checkpoints in {self.setup.folder} were saved earlier",
                 hint=DIVERGED_HINT,
             )
         return validation

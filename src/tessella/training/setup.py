@@ -39,7 +39,7 @@ class DataSettings:
 
     data: path of the labeled images. val: path of the validation images; None: the validation split of `data`, or, if
     it has none, `val_fraction` of the images, from 0 to 1. unlabelled: inputs with more images to distill on, without
-    classes. Raises UsageError `bad_argument` for values of another type.
+    classes. Raises UsageError `bad_argument` for values of the wrong type.
     """
 
     data: str | Path
@@ -115,9 +115,7 @@ class PreparedModel(NamedTuple):
 def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool) -> None:
     """Raise UsageError `bad_argument` for settings of distillation that do not fit together."""
     if images.unlabelled is not None and not config.teacher:
-        raise UsageError(
-            "bad_argument", "there is nothing to learn from unlabeled images without a teacher", hint="--teacher MODEL"
-        )
+        raise UsageError("bad_argument", "unlabeled images can only be used with a teacher", hint="--teacher MODEL")
     if images.unlabelled is not None and not config.distill_weight:
         raise UsageError("bad_argument", "unlabeled images are not used if distill_weight is 0")
     if images.unlabelled is None and (config.unlabelled_fraction or config.unlabelled_weights):
@@ -146,7 +144,7 @@ def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool)
     if config.trainable == "head":
         raise UsageError(
             "bad_argument",
-            "a classifier alone cannot learn an embedding",
+            "with --head-only, the embedding is not trained, so it cannot be distilled",
             hint="set distill_target to logits, or leave out --head-only",
         )
 
@@ -154,7 +152,7 @@ def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool)
 def mixture_of(config: TrainConfig, images: TrainingImages) -> Mixture | None:
     """Return the shares of labeled and unlabeled images, if there are any of the latter.
 
-    Raises UsageError `bad_argument` for another number of weights than inputs.
+    Raises UsageError `bad_argument` if the number of weights differs from the number of inputs.
     """
     if images.unlabelled is None:
         return None
@@ -168,7 +166,7 @@ def check_batch_size(config: TrainConfig, images: LabelledImages | ImagePool, co
         raise UsageError(
             "bad_argument",
             f"there are {len(images)} training images, fewer than the batch size of {config.batch_size}",
-            hint=f"use --batch-size {max(len(images) // 4, 1)} or another smaller one",
+            hint=f"use --batch-size {max(len(images) // 4, 1)} or less",
         )
     if config.batch_size % context.world_size:
         multiple = math.ceil(config.batch_size / context.world_size) * context.world_size

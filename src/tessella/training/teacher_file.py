@@ -108,7 +108,7 @@ class FileTeacher(Teacher):
             several = None
         if several is not None and _agree(single, several, self.input):
             return several, REQUEST, node
-        self.remarks.append("the teacher reads one image at a time: its graph does not allow batches")
+        self.remarks.append("the teacher runs one image at a time, because its graph does not support batches")
         return single, 1, node
 
     def _build(self, path: Path, config: TrainConfig, batch: int) -> tuple[ov.CompiledModel, str]:

@@ -33,7 +33,9 @@ def rewrite(
         raise UsageError("bad_argument", f"layout is {layout!r}", hint=f"known: {', '.join(layouts) or 'none'}")
     layout = layout or (layouts[0] if layouts else "")
     if unknown := set(only or ()) - set(known):
-        raise UsageError("bad_argument", f"no rewrite {', '.join(sorted(unknown))}", hint=f"known: {', '.join(known)}")
+        raise UsageError(
+            "bad_argument", f"there is no rewrite {', '.join(sorted(unknown))}", hint=f"known: {', '.join(known)}"
+        )
     device = next(model.parameters()).device
     # weights are folded on the CPU, as not every device supports float64
     net = copy.deepcopy(model).cpu().eval().requires_grad_(False)
