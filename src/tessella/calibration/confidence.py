@@ -1,7 +1,7 @@
 """A curve from the confidence of a model to how often it is right.
 
-After temperature scaling, models that were trained with mixed images and smoothed labels are still too sure for some
-confidences and not sure enough for others. The curve is a logistic regression of being right on the log-odds of the
+After temperature scaling, models that were trained with mixed images and smoothed labels are still overconfident in
+some ranges and underconfident in others. The curve is a logistic regression of being right on the log-odds of the
 most probable class, in pieces that meet at a few knots; Platt scaling of the confidence has no knots. The other classes
 share what is left in their former proportions, and the most probable class stays the most probable one.
 

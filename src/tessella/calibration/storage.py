@@ -168,7 +168,7 @@ class _Data(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _CalibrationFacts(msgspec.Struct, forbid_unknown_fields=True):
-    """What a file says besides its arrays; see `Calibration`."""
+    """The contents of a file besides its arrays; see `Calibration`."""
 
     fingerprint: str
     model: str

@@ -1,4 +1,4 @@
-"""The result of a comparison, and what it says in words, in a table and in JSON."""
+"""The result of a comparison: as sentences, as a table and as JSON."""
 
 from __future__ import annotations
 

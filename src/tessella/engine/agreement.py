@@ -11,7 +11,7 @@ from ..text import count_of
 from .base import ArrayOutputs, FloatArray
 
 MARGIN = 0.1  # difference of probabilities from which an answer is decided
-MIN_DECIDED = 16  # fewer decided answers say nothing about the bound of a percent, and ...
+MIN_DECIDED = 16  # with fewer decided answers, a bound of one percent is meaningless, and ...
 MIN_FRACTION = 0.25  # ... a model that is mostly undecided does not know these images
 NEIGHBORS = 10
 MIN_IMAGES = 3 * NEIGHBORS  # fewer images have no neighborhoods to compare

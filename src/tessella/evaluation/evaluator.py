@@ -45,7 +45,7 @@ LabelOf: TypeAlias = Callable[[int, FloatArray], int]  # (position of an image, 
 
 @dataclass(frozen=True)
 class Trust:
-    """What a calibration said about the images, as shares from 0 to 1.
+    """How a calibration judged the images, as shares from 0 to 1.
 
     coverage: images whose prediction set has the true class, None if the data restrict the classes; promised: the same,
     as it was promised. set_size: mean number of classes in a set. unknown: images that were called unknown.

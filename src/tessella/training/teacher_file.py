@@ -72,7 +72,7 @@ class FileTeacher(Teacher):
         """Read the file that `config.teacher` names.
 
         Raises WeightsError (weights_not_found, bad_format, bad_config, hash_mismatch), and UsageError `bad_argument`
-        for a graph that is no image classifier, or of which the config has to say more.
+        for a graph that is not an image classifier, or if the config lacks a setting.
         """
         files = _locate(config.teacher)
         model = read_graph(files.graph)

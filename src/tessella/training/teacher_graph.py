@@ -60,7 +60,7 @@ def read_graph(path: Path) -> ov.Model:
 def find_input(model: ov.Model, config: TrainConfig) -> TeacherInput:
     """Return the input of a graph; what the graph leaves open is taken from the config.
 
-    Raises UsageError `bad_argument` if the graph has no single input of images, or if the config has to say more.
+    Raises UsageError `bad_argument` if the graph has no single input of images, or if the config lacks a setting.
     """
     if len(model.inputs) != 1:
         names = ", ".join(value.get_any_name() for value in model.inputs)
