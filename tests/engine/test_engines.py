@@ -242,6 +242,13 @@ def test_optimized_models_refuse_inputs_other_than_batches(x: Any) -> None:
     assert caught.value.code == "bad_argument"
 
 
+@pytest.mark.parametrize("example", [torch.zeros(3, 32, 32), torch.zeros(1, 4, 32, 32), "x"])
+def test_optimize_refuses_an_example_that_is_not_a_batch(example: Any) -> None:
+    with pytest.raises(UsageError, match=r"expected a batch \(B,3,H,W\)|example is") as caught:
+        tessella.optimize(tiny("mixer"), example=example)
+    assert caught.value.code == "bad_argument"
+
+
 def test_optimize_refuses_other_modules() -> None:
     with pytest.raises(UsageError, match="create_model"):
         tessella.optimize(torch.nn.Identity())

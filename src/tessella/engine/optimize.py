@@ -112,11 +112,12 @@ def optimize(
             hint="pass the model itself",
         )
     if example is not None:
-        if not isinstance(example, Tensor) or example.ndim != 4:
+        channels = net.config.in_chans
+        if not isinstance(example, Tensor) or example.ndim != 4 or example.shape[1] != channels:
             actual = (
                 f"a tensor of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
             )
-            raise UsageError("bad_argument", f"example is {actual}, expected a batch (B,C,H,W)")
+            raise UsageError("bad_argument", f"example is {actual}, expected a batch (B,{channels},H,W)")
         size = (int(example.shape[-2]), int(example.shape[-1]))
     else:
         configured = net.pretrained_cfg.get("input_size", (3, 224, 224))[-2:]
