@@ -66,7 +66,7 @@ def test_another_model_is_refused_and_both_are_named() -> None:
     calibration = made_calibration()
     calibration.check_model("0123456789abcdef", "made", 5, WIDTH)
     with pytest.raises(
-        UsageError, match=r"made, exact, tessella, float32 \(fingerprint 0123456789abcdef\), not of other"
+        UsageError, match=r"made, exact, tessella, float32 \(fingerprint 0123456789abcdef\), not for other"
     ) as caught:
         calibration.check_model("a" * 16, "other", 5, WIDTH)
     assert caught.value.code == "other_calibration"

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tessella.calibration.confidence import ConfidenceCurve, fit_curve
 from tessella.calibration.fitting import CalibrationSettings, fit
+from tessella.calibration.temperature import odds_of_one
 from tessella.evaluation.calibration_figures import calibrated_logits
 from tessella.evaluation.metrics import calibration_error, judge
 from tessella.results import softmax
@@ -84,3 +85,14 @@ def test_a_model_that_is_always_right_or_wrong_has_a_finite_curve(right: bool) -
     assert np.isfinite([curve.intercept, curve.slope, *curve.bends]).all()
     mean = float(curve.confidence(np.linspace(-1, 5, 50)).mean())
     assert mean > 0.8 if right else mean < 0.1
+
+
+@pytest.mark.parametrize("slope", [1e6, -1e6])
+def test_a_steep_curve_gives_finite_probabilities(slope: float) -> None:
+    """A file that was edited may have any slope; exp() of its log-odds would overflow."""
+    logits = np.array([[4.0, 0.0, -1.0], [1.0, 0.9, 0.8]], np.float32)
+    curve = ConfidenceCurve(slope=slope)
+    together = curve.apply(logits, 1.0)
+    assert np.isfinite(together).all()
+    for row, alone in zip(together, logits, strict=True):
+        np.testing.assert_allclose(curve.apply_to_one(odds_of_one(alone, 1.0)), row, rtol=1e-6)

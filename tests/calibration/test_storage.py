@@ -92,7 +92,7 @@ def test_every_flipped_byte_is_detected(kind: DetectorKind, tmp_path: Path) -> N
 def test_a_truncated_file_is_refused(length: int, tmp_path: Path) -> None:
     path = write_calibration(tmp_path / "made.safetensors", made_calibration(40))
     path.write_bytes(path.read_bytes()[:length])
-    with pytest.raises(WeightsError, match="is damaged, or no calibration") as caught:
+    with pytest.raises(WeightsError, match="is damaged or is not a calibration") as caught:
         read_calibration(path)
     assert caught.value.code == "bad_format"
     assert "tessella calibrate" in caught.value.hint
@@ -109,7 +109,7 @@ def test_any_bytes_are_refused(tmp_path_factory: pytest.TempPathFactory, data: b
 
 def test_weights_are_no_calibration(tmp_path: Path) -> None:
     safetensors.numpy.save_file({"weight": np.zeros(3, np.float32)}, tmp_path / "model.safetensors")
-    with pytest.raises(WeightsError, match="no calibration"):
+    with pytest.raises(WeightsError, match="is not a calibration"):
         read_calibration(tmp_path / "model.safetensors")
 
 
@@ -130,6 +130,8 @@ def test_weights_are_no_calibration(tmp_path: Path) -> None:
         {"temperature": 10**400},
         {"sets": {"coverage": 0.9, "penalty": 0.0, "free_ranks": 10**400, "per_class": True}},
         {"temperature": float("nan")},
+        {"temperature": 1e-300},
+        {"curve": {"intercept": 0.0, "slope": 1e308, "knots": [0.0], "bends": [-1e308]}},
         {"labels": [1, 2, 3, 4, 5]},
         {"fingerprint": None},
         {"unknown": {"kind": "combined", "false_alarms": 0.0}},

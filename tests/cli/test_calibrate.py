@@ -49,7 +49,7 @@ def test_the_tables_say_what_was_measured_and_where_it_is(data: Path, plain: Pat
     assert "coverage (" in out
     assert "80 %" in out
     assert "5 parts, 4 times" in err
-    assert "give some with --unknown" in err
+    assert "the detection of unknown images was not measured" in err
 
 
 def test_json_has_every_figure(data: Path, plain: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_both_options_at_once_are_refused(data: Path, calibrated: Path) -> None:
 
 def test_the_calibration_of_another_model_is_refused(data: Path, calibrated: Path) -> None:
     _, err = run("classify", str(next(data.glob("ant/*"))), "--calibration", str(beside(calibrated)), status=2)
-    assert "the calibration is of" in err
+    assert "the calibration is for" in err
     assert "tessella calibrate" in err
 
 

@@ -37,7 +37,7 @@ def tuned(animals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert re.match(r"linear probe on frozen embeddings: top-1 \d\d\.\d\d % on \d+ held-out images, \d+ s", second)
     assert "epoch 3: loss" in err
     assert "the linear probe" in err.splitlines()[-3]
-    assert err.splitlines()[-2].startswith("not calibrated: 32 validation images are fewer than")
+    assert err.splitlines()[-2].startswith("not calibrated: there are 32 validation images, and at least 40 are needed")
     assert f"tessella classify -m local-dir:{out}" in err
     return out
 

@@ -120,7 +120,7 @@ def test_a_model_is_the_same_as_itself(data: Path) -> None:
     assert result.neighbors is not None
     assert result.neighbors.share == 1
     assert verdict(result).startswith("all answers are the same; on other images, the difference may be up to +")
-    assert any("they compute the same" in note for note in result.notes)
+    assert any("they are the same model" in note for note in result.notes)
 
 
 def test_unlabeled_images_are_compared_without_accuracy(tmp_path: Path) -> None:

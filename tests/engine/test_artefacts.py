@@ -281,6 +281,22 @@ def test_a_long_wait_is_logged(
     worker.join()
 
 
+def test_a_wait_without_end_is_given_up(
+    own_cache: Path, tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A process that is suspended keeps its lock; others go on without the cache."""
+    for name, seconds in (("LOGGED_WAIT", 0.1), ("REMINDER", 0.2), ("LONGEST_WAIT", 0.5)):
+        assert getattr(artefacts, name) > 1
+        monkeypatch.setattr(artefacts, name, seconds)
+    worker = start_and_hang(own_cache, tmp_path)
+    assert cached("kind", {}, write()).is_relative_to(temporary)
+    worker.kill()
+    worker.join()
+    reminder, given_up = (row.getMessage() for row in caplog.records if row.levelno == logging.WARNING)
+    assert reminder.startswith("still waiting for another process that prepares the same model")
+    assert "not unlocked within" in given_up
+
+
 def test_a_short_wait_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="tessella.engine")
     cached("kind", {}, write())

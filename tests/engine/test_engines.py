@@ -1,4 +1,4 @@
-"""Every engine gives the outputs of the reference, for uint8 images and normalised batches of any size."""
+"""Every engine gives the outputs of the reference, for uint8 images and normalized batches of any size."""
 
 from __future__ import annotations
 
@@ -67,6 +67,26 @@ def test_uint8_batches_of_any_size(engine: str, case: str) -> None:
         torch.testing.assert_close(embedding, expected[1][:count], **CLOSE)
     as_arrays = fast(pixels.numpy())
     np.testing.assert_array_equal(as_arrays[0], fast.run(pixels)[0].numpy())
+
+
+@pytest.mark.parametrize("engine", ["eager", "rewritten", "openvino"])
+def test_arrays_may_have_any_strides_and_be_read_only(engine: str) -> None:
+    fast = opened(engine, "mixer", pixels=True)
+    pixels = inputs(fast, 3).numpy()
+    read_only = pixels.copy()
+    read_only.flags.writeable = False
+    wider = np.pad(pixels, ((0, 0), (1, 1), (2, 2), (0, 0)))
+    flipped = np.ascontiguousarray(pixels[:, :, ::-1])
+    for expected, array in (
+        (pixels, read_only),
+        (pixels, flipped[:, :, ::-1]),  # negative strides
+        (pixels, wider[:, 1:-1, 2:-2]),
+        (pixels, np.asfortranarray(pixels)),
+        (pixels[[1, 1]], np.broadcast_to(pixels[1], (2, *pixels.shape[1:]))),
+    ):
+        np.testing.assert_array_equal(fast(array)[0], fast(expected)[0])
+        for part, same in zip(fast.features(array, 1), fast.features(expected, 1), strict=True):
+            np.testing.assert_array_equal(part, same)
 
 
 @pytest.mark.parametrize("engine", [name for name in ENGINES if name != "compile"])
@@ -189,12 +209,43 @@ def test_optimize_for_another_size() -> None:
     assert "20x28" in str(caught.value)
 
 
+@pytest.mark.parametrize("engine", ["auto", "eager", "rewritten"])
+@pytest.mark.parametrize(
+    ("case", "size"), [("mixer", (64, 64)), ("convit", (32, 64)), ("crossvit", (240, 240)), ("convmixer", (3, 32))]
+)
+def test_optimize_refuses_an_example_of_an_impossible_size(case: str, size: tuple[int, int], engine: str) -> None:
+    with pytest.raises(UsageError, match=f"got {size[0]}x{size[1]} px images") as caught:
+        tessella.optimize(tiny(case), engine=engine, example=torch.zeros(1, 3, *size))
+    assert caught.value.code == "wrong_input_size"
+
+
+def test_the_hint_for_a_model_of_one_size_can_be_followed() -> None:
+    with pytest.raises(UsageError) as caught:
+        tessella.optimize(tiny("mixer"), example=images(tiny("mixer")))(torch.zeros(1, 3, 64, 64))
+    assert caught.value.code == "wrong_input_size"
+    assert "img_size=(64, 64)" in str(caught.value.hint)
+
+
+def test_an_optimized_model_without_classes_gives_its_embedding_for_any_batch() -> None:
+    net = tiny("mixer", num_classes=0)
+    fast = tessella.optimize(net, example=images(net))
+    for count in (0, 2):
+        assert [part.shape for part in fast.predict(images(net)[:count])] == [(count, net.head_hidden_size)] * 2
+
+
 @pytest.mark.parametrize(
     "x", [torch.zeros(3, 32, 32), torch.zeros(1, 4, 32, 32), torch.zeros(1, 3, 32, 32).byte(), "x"]
 )
 def test_optimized_models_refuse_inputs_other_than_batches(x: Any) -> None:
     with pytest.raises(UsageError) as caught:
         tessella.optimize(tiny("mixer"))(x)
+    assert caught.value.code == "bad_argument"
+
+
+@pytest.mark.parametrize("example", [torch.zeros(3, 32, 32), torch.zeros(1, 4, 32, 32), "x"])
+def test_optimize_refuses_an_example_that_is_not_a_batch(example: Any) -> None:
+    with pytest.raises(UsageError, match=r"expected a batch \(B,3,H,W\)|example is") as caught:
+        tessella.optimize(tiny("mixer"), example=example)
     assert caught.value.code == "bad_argument"
 
 

@@ -19,6 +19,7 @@ from tessella.engine.agreement import BOUNDS, Bounds, compare
 from tessella.engine.base import Engine
 from tessella.engine.gate import one_step_down, open_gated
 from tessella.weights.catalogue import CATALOGUE
+from tessella.weights.network import Network
 
 from ..models.tiny import images as images_of
 from ..models.tiny import tiny
@@ -407,3 +408,25 @@ def test_an_error_of_the_cache_is_not_a_verdict(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(judging, "open_engine", full)
     with pytest.raises(tessella.WeightsError, match="the disk is full"):
         open_gated(builtin(), make_plan("cpu", "bfloat16", "rewritten"), SIZE, spec())
+
+
+def test_exact_answers_of_another_version_of_the_runtime_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    net = tiny("mixer")
+    recipe = InputSpec(height=32, width=32)
+    engine = open_engine(net, make_plan("cpu", "float32", "openvino", 2), SIZE, recipe)
+    pixels = np.zeros((2, *SIZE, 3), np.uint8)
+    computed = []
+
+    def run_all(*_: object) -> tuple[np.ndarray, np.ndarray]:
+        computed.append(len(computed))
+        return np.zeros((2, 5), np.float32), np.zeros((2, 16), np.float32)
+
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    monkeypatch.setattr(judging, "run_all", run_all)
+    network = Network.of(net)
+    for version in ("1.0", "1.0", "2.0"):
+        monkeypatch.setattr(judging, "versions", lambda version=version: dict(openvino=version))
+        judging.reference(network, engine, pixels, recipe)
+    assert computed == [0, 1]

@@ -128,9 +128,9 @@ def test_a_manifest_lists_files_of_its_own_folder_only(folder: Path, name: str) 
     assert find_damaged(folder) == MANIFEST
 
 
-def test_a_manifest_without_the_graph_or_the_card(folder: Path) -> None:
+def test_a_manifest_without_the_graph_its_weights_or_the_card(folder: Path) -> None:
     good = json.loads((folder / MANIFEST).read_text())
-    for name in ("model.xml", FILE):
+    for name in ("model.xml", "model.bin", FILE):
         files = {key: value for key, value in good["files"].items() if key != name}
         (folder / MANIFEST).write_text(json.dumps(good | {"files": files}))
         with pytest.raises(WeightsError) as error:

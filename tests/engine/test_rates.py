@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tessella.data.spec import InputSpec
 from tessella.engine import choice, make_plan, trial
+from tessella.engine.base import Engine
 from tessella.engine.choice import Rate, measured_rate
 from tessella.engine.graphs import layouts_of
 from tessella.engine.plan import Mode, Plan
@@ -59,6 +62,26 @@ def test_a_measured_layout_is_used_without_timing(network: Network, monkeypatch:
         assert plan.choice("layout").reason == "measured on this class of CPU: here"
     monkeypatch.setattr(choice, "rates", lambda: (rate(layout="of another version"),))
     assert settled(network).layout == ""  # the default
+
+
+def test_times_of_layouts_are_kept_for_each_number_of_images(
+    network: Network, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With one thread, both modes have one stream; the layout that is faster for 8 images may be slower for one."""
+    timed: list[int] = []
+
+    def times(engines: dict[str, Engine], count: int) -> dict[str, float]:
+        timed.append(count)
+        return {name: (1.0 if (name == "left") == (count == 1) else 2.0) for name in engines}
+
+    monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(choice, "rates", tuple)
+    monkeypatch.setattr(trial, "_time_layouts", times)
+    assert settled(network, "latency").layout == "left"
+    assert settled(network).layout == "right"
+    assert settled(network).layout == "right"
+    assert timed == [1, 8]
 
 
 def test_the_size_of_requests_follows_from_the_activations_of_the_model(

@@ -1,4 +1,4 @@
-"""Folders of noisy coloured images, and tiny models with five classes, for tests of probes."""
+"""Folders of noisy colored images, and tiny models with five classes, for tests of probes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def picture(rng: np.random.Generator, colour: tuple[int, ...], noise: int = 50) 
 
 
 def write_images(root: Path, count: int, seed: int = 0) -> Path:
-    """Write `count` noisy images of each colour."""
+    """Write `count` noisy images of each color."""
     rng = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
         (root / name).mkdir(parents=True)

@@ -178,7 +178,7 @@ def test_images_that_the_model_was_trained_on_are_left_out(many: Path, saved_mod
     assert report.figures.images == len(train)
     assert report.calibration.data.origin == f"the {len(train)} images of {many} that {folder} was not trained on"
     write_image_record(folder, train, held_out)
-    with pytest.raises(UsageError, match="labeled images can be used for a calibration, at least 40"):
+    with pytest.raises(UsageError, match="labeled images are too few for a calibration, at least 40"):
         calibrate(many, f"local-dir:{folder}", QUICK)
     write_image_record(folder, open_labelled(many), held_out)
     with pytest.raises(UsageError, match=f"was trained on all 50 images of {many}"):

@@ -1,4 +1,4 @@
-"""Nearest neighbours and linear classifiers find known solutions; their parameters are chosen on held-out data."""
+"""Nearest neighbors and linear classifiers find known solutions; their parameters are chosen on held-out data."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from tessella.evaluation.classifiers import (
     DRAWS,
     STRENGTHS,
     Scale,
-    choose_neighbours,
+    choose_neighbors,
     choose_strength,
     few_shot,
     fit,
-    minimise,
-    neighbours,
+    minimize,
+    neighbors,
     vote,
 )
 from tessella.results import l2_normalize, softmax
@@ -46,19 +46,19 @@ def test_defaults_are_used_with_one_image_per_class() -> None:
     labels = np.arange(3)
     held = classifiers.hold_out(labels, np.random.default_rng(0))
     assert not held.any()
-    assert choose_neighbours(x, labels, held, 3) == 1
+    assert choose_neighbors(x, labels, held, 3) == 1
     assert choose_strength(x, labels, held, 3) == pytest.approx(0.4 * 6)
 
 
 def test_the_number_of_neighbours_is_chosen() -> None:
     x, labels = clouds(900, 0.05)
     held = classifiers.hold_out(labels, np.random.default_rng(0))
-    assert choose_neighbours(x, labels, held, 3) == 1  # all are correct: the smallest k
+    assert choose_neighbors(x, labels, held, 3) == 1  # all are correct: the smallest k
     wrong = np.random.default_rng(1).random(900) < 0.35
     labels = np.where(wrong, (labels + 1) % 3, labels)
-    assert choose_neighbours(x, labels, held, 3) >= 10  # a third of the labels is wrong: many neighbours are needed
+    assert choose_neighbors(x, labels, held, 3) >= 10  # a third of the labels is wrong: many neighbors are needed
     few = np.flatnonzero(np.arange(900) < 8)
-    assert choose_neighbours(x[few], labels[few], np.arange(8) < 2, 3) <= 6
+    assert choose_neighbors(x[few], labels[few], np.arange(8) < 2, 3) <= 6
 
 
 def test_the_penalty_is_chosen() -> None:
@@ -80,9 +80,9 @@ def test_the_penalty_is_chosen_on_a_subset_of_many_images(monkeypatch: pytest.Mo
 
     def counted(z_ND: Any, labels_N: Any, *rest: Any) -> Any:
         sizes.append((len(z_ND), len(set(labels_N))))
-        return minimise(z_ND, labels_N, *rest)
+        return minimize(z_ND, labels_N, *rest)
 
-    monkeypatch.setattr(classifiers, "minimise", counted)
+    monkeypatch.setattr(classifiers, "minimize", counted)
     monkeypatch.setattr(classifiers, "MAX_FITTED", 500)
     assert 0.1 <= choose_strength(x, labels, held, 3) / chosen <= 10
     assert {(400, 3)} == set(sizes)
@@ -96,10 +96,10 @@ def test_neighbours_are_the_nearest_by_cosine(monkeypatch: pytest.MonkeyPatch) -
     (x, _), (bank, labels) = clouds(50, 1, 1), clouds(70, 1, 2)
     cosines = l2_normalize(x) @ l2_normalize(bank).T
     order = np.argsort(-cosines, 1)[:, :5]
-    unsplit = neighbours(x, bank, labels, 5)
+    unsplit = neighbors(x, bank, labels, 5)
     assert np.allclose(unsplit[0], np.take_along_axis(cosines, order, 1), atol=1e-6)
     assert np.array_equal(unsplit[1], labels[order])
-    assert neighbours(x, bank, labels, 500)[0].shape == (50, 70)
+    assert neighbors(x, bank, labels, 500)[0].shape == (50, 70)
 
 
 def test_votes_weigh_by_cosine() -> None:
@@ -115,7 +115,7 @@ def test_votes_weigh_by_cosine() -> None:
 def test_the_minimum_is_found(strength: float, monkeypatch: pytest.MonkeyPatch) -> None:
     x, labels = clouds(300, 1.5)
     z = Scale.of(x)(x)
-    solution = minimise(z, labels, 3, strength)
+    solution = minimize(z, labels, 3, strength)
     weight, bias = solution[:, :-1], solution[:, -1]
     powers = np.exp(z @ weight.T + bias)
     excess = powers / powers.sum(1, keepdims=True) - np.eye(3)[labels]
@@ -123,7 +123,7 @@ def test_the_minimum_is_found(strength: float, monkeypatch: pytest.MonkeyPatch) 
     assert np.abs(excess.T @ z + strength * weight).max() / 300 < 1e-5
     assert np.abs(excess.sum(0)).max() / 300 < 1e-5
     monkeypatch.setattr(classifiers, "CHUNK", 64)
-    in_parts = minimise(z, labels, 3, strength, start=solution + 1)
+    in_parts = minimize(z, labels, 3, strength, start=solution + 1)
     assert np.allclose(in_parts[:, :-1], weight, atol=2e-3)
 
 
@@ -138,7 +138,7 @@ def test_the_scale_folds_into_the_head() -> None:
     assert not z[:, 3].any()
     head = fit(x, labels, 3, 1.0)
     assert not head.weight[:, 3].any()
-    expected = classifiers.logits_of(z, minimise(z, labels, 3, 1.0))
+    expected = classifiers.logits_of(z, minimize(z, labels, 3, 1.0))
     assert np.abs(head(x) - expected).max() < 1e-3 * np.abs(expected).max()
     together = Scale.of(x, by_component=False)
     assert len(set(together.factor[together.factor > 0])) == 1

@@ -31,7 +31,7 @@ def test_rows_stay_with_their_images(data: Path, predictor: Predictor) -> None:
     good = np.flatnonzero(result.ok)[::5]
     expected = predictor.embed([images.read(int(i)) for i in good])
     assert np.allclose(l2_normalize(result.vectors[good]), expected, atol=1e-6)
-    assert not np.allclose(result.vectors[good], expected, atol=1e-3)  # not normalised
+    assert not np.allclose(result.vectors[good], expected, atol=1e-3)  # not normalized
 
 
 def test_an_image_that_crashes_the_decoder_is_one_error(data: Path, predictor: Predictor) -> None:

@@ -1,4 +1,4 @@
-"""Published data sets are recognised, and ReaL labels are read and applied."""
+"""Published data sets are recognized, and ReaL labels are read and applied."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tessella.errors import UsageError
 from tessella.evaluation import results
 from tessella.evaluation.classes import match_classes
 from tessella.evaluation.evaluator import measure
-from tessella.evaluation.imagenet import SETS, find_published, read_real_labels, recognise
+from tessella.evaluation.imagenet import SETS, find_published, read_real_labels, recognize
 from tessella.predictor import Predictor
 from tessella.weights.catalogue import _accuracies
 
@@ -55,7 +55,7 @@ class FakeImages:
     ],
 )
 def test_data_sets_are_recognised_by_their_contents(images: Any, name: str, imagenet: Predictor) -> None:
-    assert recognise(images, match_classes(images.classes, imagenet)) == name
+    assert recognize(images, match_classes(images.classes, imagenet)) == name
 
 
 def test_published_accuracy_depends_on_set_weights_and_size() -> None:

@@ -12,7 +12,7 @@ import pytest
 from tessella.data.datasets import open_labelled
 from tessella.errors import TessellaError, UsageError
 from tessella.evaluation.classifiers import (
-    NEIGHBOURS,
+    NEIGHBORS,
     STRENGTHS,
 )
 from tessella.evaluation.linear_probe import find_threshold, probe
@@ -38,7 +38,7 @@ def test_a_probe(data: Path, tmp_path: Path, predictor: Predictor) -> None:
         assert (figures.count, figures.errors, figures.total) == (29, {"empty": 1}, 30)
         assert figures.top1 > 0.9
         assert figures.top5 is None
-    assert result.neighbours in NEIGHBOURS
+    assert result.neighbours in NEIGHBORS
     assert result.strength in STRENGTHS
     assert [item.shots for item in result.few_shot] == [1, 20]
     assert 0.5 < result.few_shot[0].top1 <= 1

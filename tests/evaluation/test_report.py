@@ -41,7 +41,7 @@ def measured(count: int = 60) -> tuple[Metrics, Answers, list[FailedImage]]:
 
 @pytest.fixture
 def images(tmp_path: Path) -> LabelledImages:
-    """Write 60 images of 3 classes, each in another colour; one of them is damaged."""
+    """Write 60 images of 3 classes, each in another color; one of them is damaged."""
     for i in range(60):
         path = tmp_path / "data" / "abc"[i // 20] / f"{i:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

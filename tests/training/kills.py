@@ -66,7 +66,7 @@ def config_of(family: str) -> TrainConfig:
 
 
 def distillation_config(family: str, teacher: Path) -> TrainConfig:
-    """Return a config of 36 steps that learns from the teacher's file, on labelled and unlabelled images."""
+    """Return a config of 36 steps that learns from the teacher's file, on labeled and unlabeled images."""
     return dataclasses.replace(
         config_of(family),
         probe=False,
@@ -81,7 +81,7 @@ def distillation_config(family: str, teacher: Path) -> TrainConfig:
 
 
 def _run(data: Path, out: Path, family: str) -> None:
-    """Run to the end. A teacher and unlabelled images beside the data are used."""
+    """Run to the end. A teacher and unlabeled images beside the data are used."""
     torch.set_num_threads(1)
     teacher, unlabelled = data.parent / "teacher.xml", data.parent / "unlabelled"
     distills = teacher.exists()

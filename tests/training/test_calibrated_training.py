@@ -33,14 +33,14 @@ def test_a_trained_model_is_calibrated(tmp_path: Path) -> None:
 
 def test_few_images_are_a_reason_not_to_calibrate(tmp_path: Path) -> None:
     events = run(make_images(tmp_path / "data"), tmp_path / "run", small(epochs=1))
-    assert "not calibrated: 24 validation images are fewer than 40" in remarks_of(events)
+    assert "not calibrated: there are 24 validation images, and at least 40 are needed" in remarks_of(events)
     assert not beside(tmp_path / "run").exists()
     assert tessella.load(f"local-dir:{tmp_path / 'run'}").calibration is None
 
 
 def test_the_config_can_leave_it_out(tmp_path: Path) -> None:
     events = run(make_images(tmp_path / "data", 96), tmp_path / "run", small(epochs=1, calibrate=False))
-    assert "not calibrated, as the config says" in remarks_of(events)
+    assert "not calibrated, because calibrate is false in the config" in remarks_of(events)
     assert not beside(tmp_path / "run").exists()
 
 

@@ -1,4 +1,4 @@
-"""Distillation: what a student learns from a teacher's file, with labelled and unlabelled images."""
+"""Distillation: what a student learns from a teacher's file, with labeled and unlabeled images."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ def test_settings_that_do_not_fit_together_are_refused(
         (more, small(), "without a teacher"),
         (more, student(teacher, distill_weight=0.0, distill_target="embedding"), "distill_weight is 0"),
         (DataSettings(data=data), student(teacher, unlabelled_fraction=0.5), "need unlabeled images"),
-        (more, student(teacher, trainable="head"), "a classifier alone cannot learn an embedding"),
+        (more, student(teacher, trainable="head"), "the embedding is not trained"),
         (more, student(teacher, unlabelled_weights=(1.0, 2.0)), "for 1 sets of unlabeled images"),
         (more, student(teacher, distill_weight=0.5), "has 3 classes, the data has 2"),
         (more, small(teacher="convmixer_256_8_ks3_p4.cifar10", teacher_background=1), "teachers that are files"),

@@ -37,10 +37,11 @@ def test_training_improves_accuracy_and_the_folder_can_be_loaded(data: Path, fin
     assert predictor.labels == CLASSES
     held_out = open_labelled(data, "val")
     correct = sum(predictor.classify(held_out.source(i))[0].index == held_out.labels[i] for i in range(len(held_out)))
-    best = max(rows, key=lambda row: row["val_top1"])
+    best = max(rows, key=lambda row: (row["val_top1"], -row["val_loss"]))
     assert correct / len(held_out) == best["val_top1"]
     report = json.loads((finished_run / "report" / "report.json").read_text())
     assert report["metrics"]["top1"] == pytest.approx(best["val_top1"])
+    assert report["notes"][0].startswith(f"Weights: epoch {best['epoch']} of epochs 0 to 2")  # as in metrics.jsonl
     assert {path.name for path in (finished_run / "report").iterdir()} >= {"report.md", "confusion.png", "curves.png"}
     assert "## Training" in (finished_run / "README.md").read_text()
 

@@ -216,8 +216,8 @@ def test_inputs_that_are_no_images_are_refused(tmp_path: Path) -> None:
     for shapes, text in (
         (([1, 16, 16, 3], [1, 16, 16, 3]), r"has 2 inputs \(in0, in1\)"),
         (([1, 16, 16],), "expected a batch of images with 3 channels"),
-        (([1, 16, 16, 4],), "whose layout is not clear"),
-        (([1, 3, 3, 3],), "whose layout is not clear"),
+        (([1, 16, 16, 4],), "whose layout is ambiguous"),
+        (([1, 3, 3, 3],), "whose layout is ambiguous"),
         (([1, -1, -1, 3],), "for images of any size"),
         (([1, 16, 16, 3],), "has no last layer with constant weights"),
     ):

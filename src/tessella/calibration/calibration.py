@@ -69,7 +69,7 @@ class UnknownDetection:
 
 
 class Assessed(NamedTuple):
-    """What a calibration says about N images: sets (N,K) of classes, unknown (N,), familiarity (N,)."""
+    """The assessment of N images: sets (N,K) of classes, unknown (N,), familiarity (N,)."""
 
     sets: NDArray[np.bool_]
     unknown: NDArray[np.bool_]
@@ -118,7 +118,7 @@ class Calibration:
         )
 
     def judge(self, output: Output) -> Judgment:
-        """Return what `probabilities` and `assess` say about one image, in a fraction of the time."""
+        """Return the results of `probabilities` and `assess` for one image, in a fraction of the time."""
         odds = odds_of_one(output.logits, self.temperature)
         detection = self.unknown
         score = float(detection.detector.scores(output.logits[None], output.embedding[None])[0])
@@ -139,7 +139,7 @@ class Calibration:
             settings = ", ".join((self.model, self.transform, self.policy, self.precision))
             raise UsageError(
                 "other_calibration",
-                f"the calibration is of {settings} (fingerprint {self.fingerprint}), not of {model} ({fingerprint})",
+                f"the calibration is for {settings} (fingerprint {self.fingerprint}), not for {model} ({fingerprint})",
                 hint=hint,
             )
         needed = self.unknown.detector.width or width

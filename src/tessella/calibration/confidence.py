@@ -1,7 +1,7 @@
 """A curve from the confidence of a model to how often it is right.
 
-After temperature scaling, models that were trained with mixed images and smoothed labels are still too sure for some
-confidences and not sure enough for others. The curve is a logistic regression of being right on the log-odds of the
+After temperature scaling, models that were trained with mixed images and smoothed labels are still overconfident in
+some ranges and underconfident in others. The curve is a logistic regression of being right on the log-odds of the
 most probable class, in pieces that meet at a few knots; Platt scaling of the confidence has no knots. The other classes
 share what is left in their former proportions, and the most probable class stays the most probable one.
 
@@ -25,6 +25,7 @@ PENALTY = 1.0  # on differences from the identity, in units of one image
 STEPS = 50
 MARGIN = 1.0001  # by which the most probable class stays ahead of the next one
 SAFE = 0.51  # no other class can have more than what is left of this
+MAX_LOG_ODDS = 700.0  # of an answer that is wrong; exp() of more overflows
 TINY = 1e-290  # a sum of the other classes that counts as 0
 
 
@@ -62,7 +63,7 @@ class ConfidenceCurve:
         value = self.intercept + self.slope * x
         for knot, bend in zip(self.knots, self.bends, strict=True):
             value += bend * max(x - knot, 0.0)
-        confidence = 1 / (1 + math.exp(-value))
+        confidence = 1 / (1 + math.exp(-max(value, -MAX_LOG_ODDS)))
         if confidence < SAFE:
             share = MARGIN * float(odds.ratios.max()) / odds.rest
             confidence = max(confidence, share / (1 + share))
@@ -76,7 +77,7 @@ class ConfidenceCurve:
         value_N = self.intercept + self.slope * x_N
         for knot, bend in zip(self.knots, self.bends, strict=True):
             value_N = value_N + bend * np.maximum(x_N - knot, 0)
-        return np.asarray(1 / (1 + np.exp(-value_N)))
+        return np.asarray(1 / (1 + np.exp(-np.maximum(value_N, -MAX_LOG_ODDS))))
 
 
 def fit_curve(logits_NK: FloatArray, labels_N: Ints, temperature: float) -> ConfidenceCurve:

@@ -1,4 +1,4 @@
-"""Detectors of unknown images: how unlike the images of the model's classes an image is, as one number.
+"""Detectors of unknown images: how much an image differs from images of the model's classes, as one number.
 
 | kind | the number | source |
 | --- | --- | --- |
@@ -8,11 +8,12 @@
 | `mahalanobis` | squared Mahalanobis distance of the embedding to the nearest class mean | arXiv:1807.03888 |
 | `combined` | the sum of `energy` and `mahalanobis`, each in units of its standard deviation | |
 
-A larger number is more unlike. Embeddings have unit length, which helps Mahalanobis distances (arXiv:2505.18032).
+Larger numbers mean larger differences. Embeddings have unit length, which
+helps Mahalanobis distances (arXiv:2505.18032).
 
 `combined` is the default: logits and embeddings notice different images, and on photographs of other things their sum
 was the best or nearly the best for each of the built-in models (docs/guide/calibration.md). Which detector is best
-cannot be found out by treating each class as unknown in turn: that prefers `energy`, because the model has learned to
+cannot be determined by treating each class as unknown in turn: that prefers `energy`, because the model has learned to
 give low logits to exactly these images.
 
 Letters for shapes: N images, K classes, D width of the embedding, R stored embeddings.
@@ -230,7 +231,7 @@ def read_detector(kind: DetectorKind, arrays: Mapping[str, FloatArray]) -> Detec
     if arrays.keys() != set(_ARRAYS[kind]):
         raise ValueError(f"the detector {kind} has the arrays {sorted(arrays)}")
     if any(array.ndim != 2 or not array.size for name, array in arrays.items() if name != "scales"):
-        raise ValueError("an array of the detector is empty, or has another number of dimensions")
+        raise ValueError("an array of the detector is empty, or has the wrong number of dimensions")
     if "whitening" in arrays and not arrays["whitening"].shape == (arrays["means"].shape[1],) * 2:
         raise ValueError("the means and the whitening do not fit")
     if "scales" in arrays and not (arrays["scales"].shape == (2,) and (arrays["scales"] > 0).all()):

@@ -47,7 +47,7 @@ def find_calibration(fingerprint: Callable[[], str], model: str, weights: Path |
             return Found(calibration, f"made with {_source(calibration)}, in {own}", own)
     path = None if weights is None else beside(weights)
     if path is None or not path.is_file():
-        return Found(None, "none was made with these settings: see `tessella calibrate`")
+        return Found(None, "there is none for these settings: see `tessella calibrate`")
     calibration = read_calibration(path)
     if calibration.fingerprint == fingerprint():
         return Found(calibration, f"beside the weights, made with {_source(calibration)}", path)

@@ -1,8 +1,8 @@
 """Fit a calibration to the outputs of a model for labeled images that it was not trained on.
 
 Half of the images decide (temperature, APS or RAPS, marginal or per class, detector), and the others give the
-thresholds, so that the promises about later images hold whatever was decided. Only the curve that makes confidences
-honest is fitted on all images; sets and detectors do not use it.
+thresholds, so that the guarantees for later images do not depend on these decisions. Only the curve that calibrates the
+confidences is fitted on all images; sets and detectors do not use it.
 
 Letters for shapes: N images, K classes, D width of the embedding.
 """
@@ -25,7 +25,7 @@ from .detectors import KINDS, DetectorKind, auroc, false_positive_rate, fit_dete
 from .prediction_sets import PredictionSets, true_scores
 from .temperature import fit_temperature, scaled_probabilities
 
-MIN_IMAGES = 40  # fewer give thresholds that say nothing
+MIN_IMAGES = 40  # with fewer, the thresholds are meaningless
 FITTED_SHARE = 0.5
 PER_CLASS_IMAGES = 50  # per class, among those that give the thresholds, for sets per class to be the default
 PENALTIES = (0.0, 0.001, 0.01, 0.1, 1.0)
@@ -109,7 +109,7 @@ def fit(
     if len(outputs.labels) < least:
         raise UsageError(
             "bad_argument",
-            f"{len(outputs.labels)} labeled images can be used for a calibration, at least {least} are needed",
+            f"{len(outputs.labels)} labeled images are too few for a calibration, at least {least} are needed",
             hint="give more images that the model was not trained on",
         )
     deciding, holding = halves(outputs, settings.seed)

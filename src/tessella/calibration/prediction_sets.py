@@ -1,4 +1,4 @@
-"""Conformal prediction sets: as many of the most probable classes as it takes to contain the true one in, say, 90 %.
+"""Conformal prediction sets: the most probable classes, enough to contain the true one for, say, 90 % of the images.
 
 The score of a class is the sum of the probabilities of all classes down to it, APS (arXiv:2006.02544), plus a penalty
 for each class beyond the first few, RAPS (arXiv:2009.14193), which makes sets of models with many classes smaller. The

@@ -11,7 +11,6 @@ import dataclasses
 import errno
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +35,7 @@ FORMAT = 1
 MAX_BYTES = 1 << 30  # of a file
 KEY = "calibration"  # in the metadata, of the facts: the SHA-256 of their text, and the text, which is JSON
 SEAL_LENGTH = 64
+MAX_NUMBER = 1e9  # of the temperature, its inverse and the curve; sums and products of such numbers are finite
 _Share: TypeAlias = Annotated[float, msgspec.Meta(gt=0, lt=1)]
 _HALF = ("detector.stored",)  # arrays that are stored in half precision
 
@@ -103,7 +103,7 @@ def read_calibration(path: str | Path) -> Calibration:
         raise UsageError("not_found", f"{str(path)!r} cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError) as error:
         hint = "restore the file, or run `tessella calibrate` again"
-        raise WeightsError("bad_format", f"{str(path)!r} is damaged, or no calibration", hint=hint) from error
+        raise WeightsError("bad_format", f"{str(path)!r} is damaged or is not a calibration", hint=hint) from error
 
 
 def _facts_of(calibration: Calibration) -> dict[str, object]:
@@ -156,7 +156,7 @@ def _parse(data: bytes) -> Calibration:
         raise ValueError("the facts do not match their hash")
     facts = json.loads(text)
     if facts.pop("format") != FORMAT:
-        raise ValueError("another format")
+        raise ValueError("unknown format")
     if facts.pop("arrays") != _arrays_hash(arrays) or not all(map(is_finite, arrays.values())):
         raise ValueError("the arrays do not match their hash, or are not finite")
     return _calibration_of(facts, arrays)
@@ -189,7 +189,7 @@ class _Data(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _CalibrationFacts(msgspec.Struct, forbid_unknown_fields=True):
-    """What a file says besides its arrays; see `Calibration`."""
+    """The contents of a file besides its arrays; see `Calibration`."""
 
     fingerprint: str
     model: str
@@ -209,9 +209,17 @@ def _calibration_of(values: object, arrays: Mapping[str, NDArray[Any]]) -> Calib
     """Put a calibration together; ValueError or KeyError for facts and arrays that do not fit."""
     facts = msgspec.convert(values, _CalibrationFacts)  # its ValidationError is a ValueError
     curve = ConfidenceCurve(*msgspec.structs.astuple(facts.curve))
-    numbers = (facts.temperature, facts.sets.penalty, curve.intercept, curve.slope, *curve.knots, *curve.bends)
-    if len(curve.knots) != len(curve.bends) or not all(map(math.isfinite, numbers)):
-        raise ValueError("the curve is incomplete, or a number is not finite")
+    numbers = (
+        facts.temperature,
+        1 / facts.temperature,
+        facts.sets.penalty,
+        curve.intercept,
+        curve.slope,
+        *curve.knots,
+        *curve.bends,
+    )
+    if len(curve.knots) != len(curve.bends) or not all(abs(number) <= MAX_NUMBER for number in numbers):  # nor NaN
+        raise ValueError("the curve is incomplete, or a number is out of range")
     sets = PredictionSets(
         **msgspec.structs.asdict(facts.sets),
         scores=_ascending(arrays["sets.scores"]),

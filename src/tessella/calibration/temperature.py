@@ -22,7 +22,7 @@ def fit_temperature(logits_NK: FloatArray, labels_N: Ints) -> float:
 
     The loss is convex in the inverse of the temperature, so the zero of its slope is found by Newton's method inside a
     bracket that is halved where a step would leave it. A model whose answers are all correct would get 0; it gets
-    LOWEST, and one whose logits say nothing HIGHEST.
+    LOWEST. A model whose logits carry no information gets HIGHEST.
     """
     logits = logits_NK.astype(np.float64)
     logits -= logits.max(axis=1, keepdims=True)

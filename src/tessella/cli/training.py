@@ -156,9 +156,7 @@ def train(data: str, val: str | None, val_fraction: float, out: str, tensorboard
         del changes["compile"]
     config, description = choose_config(model, preset, file, scratch, changes, TrainingRecord.model_of(out))
     if unlabelled and not config.teacher:
-        raise UsageError(
-            "bad_argument", "there is nothing to learn from unlabeled images without a teacher", hint="--teacher MODEL"
-        )
+        raise UsageError("bad_argument", "unlabeled images can only be used with a teacher", hint="--teacher MODEL")
     labelled = open_split(data, val=val, val_fraction=val_fraction)
     images = TrainingImages(*labelled, open_unlabelled(unlabelled) if unlabelled else None)
     command = shlex.join(["tessella", *sys.argv[1:]])

@@ -71,7 +71,7 @@ class AnswerAgreement:
 
 
 class ChangedAnswer(NamedTuple):
-    """An image with another answer. change: "gained", "lost", or "changed" if none or both are wrong, or unlabeled.
+    """An image whose answer differs. change: "gained", "lost", or "changed" if both are wrong or there is no label.
 
     row: position of the image. label: the true class, "" without labels. source: the file.
     """
@@ -210,7 +210,7 @@ def changed_answers(
     classes: SharedClasses,
     both_N: Mask,
 ) -> Iterator[ChangedAnswer]:
-    """Yield the images with another answer: by kind of change, those of which the new model is most certain first.
+    """Yield the images whose answers differ, by kind of change, those with the highest new probability first.
 
     old, new: the model, its outputs, and its answers (N,) under common numbers.
     """
@@ -222,13 +222,13 @@ def changed_answers(
         kinds[new_N[rows] == true], kinds[old_N[rows] == true] = CHANGES.index("gained"), CHANGES.index("lost")
     for place in np.lexsort((rows, -new_outputs.confidence[rows], kinds)).tolist():
         row = int(rows[place])
-        labelled = images.labels is not None and classes.true is not None
+        labeled = images.labels is not None and classes.true is not None
         yield ChangedAnswer(
             change=CHANGES[kinds[place]],
             row=row,
             key=images.items.key(row),
             source=images.items.source(row).path,
-            label=images.classes[images.labels[row]] if labelled and images.labels is not None else "",
+            label=images.classes[images.labels[row]] if labeled and images.labels is not None else "",
             old=_label(old_subject.labels, old_outputs.answers[row]),
             old_probability=round(float(old_outputs.confidence[row]), 6),
             new=_label(new_subject.labels, new_outputs.answers[row]),

@@ -163,7 +163,7 @@ def _notes(old: ComparedModel, new: ComparedModel, images: ComparedImages, why: 
     if why:
         yield why
     if old.fingerprint == new.fingerprint:
-        yield f"both have the fingerprint {old.fingerprint}: they compute the same"
+        yield f"both have the fingerprint {old.fingerprint}: they are the same model with the same settings"
 
 
 def _facts(subject: ComparedModel, outputs: ModelOutputs) -> SubjectFacts:

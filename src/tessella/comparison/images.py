@@ -153,25 +153,25 @@ def open_images(data: str | Path, models: Sequence[str], split: Split | None) ->
         _refuse_split(split, f"{name} is a run, whose inputs have no labels")
         return open_run_images(Path(name))
     try:
-        labelled, notes = choose_images(name, models, split)
+        labeled, notes = choose_images(name, models, split)
     except UsageError as error:
         if error.code not in ("bad_argument", "not_found") or split is not None:
             raise
         why = error.message
     else:
         return ComparedImages(
-            labelled,
-            labelled.origin,
-            labelled.fingerprint,
-            labelled.classes,
-            labelled.labels,
+            labeled,
+            labeled.origin,
+            labeled.fingerprint,
+            labeled.classes,
+            labeled.labels,
             None,
-            labelled.skipped,
+            labeled.skipped,
             notes,
         )
-    unlabelled = open_unlabelled([name])
+    unlabeled = open_unlabelled([name])
     note = f"the images are compared without labels: {why}"
-    return ComparedImages(unlabelled, name, unlabelled.fingerprint, skipped=unlabelled.skipped, notes=(note,))
+    return ComparedImages(unlabeled, name, unlabeled.fingerprint, skipped=unlabeled.skipped, notes=(note,))
 
 
 def _refuse_split(split: Split | None, why: str) -> None:

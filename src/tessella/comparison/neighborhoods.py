@@ -30,7 +30,7 @@ NUMBERS = 1 << 24  # cosines in memory at a time
 class NeighborOverlap:
     """The share of each image's nearest neighbors by one embedding that are among those by the other.
 
-    images: number of images, all of which are compared. chance: the share of unrelated embeddings.
+    images: number of images, all of which are compared. chance: the expected share for unrelated embeddings.
     """
 
     images: int
@@ -40,7 +40,7 @@ class NeighborOverlap:
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentFigures:
-    """How well new embeddings, aligned with old ones, stand for them; on images that it was not fitted to.
+    """How well aligned new embeddings replace old ones, on images that the alignment was not fitted to.
 
     fitted, judged: numbers of images, which are disjoint. kept: of the ten images nearest to a query by the old
     embeddings, the share that are found if the query is a new embedding, aligned, and all others are old ones.

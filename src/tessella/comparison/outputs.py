@@ -240,7 +240,7 @@ def read_outputs(run: Path, contents: Sequence[str], sample: ImageSample) -> Mod
     if not (status != MISSING).any():
         raise UsageError(
             "bad_argument",
-            f"the run {run} has none of the {count:,} images",
+            f"the run {run} has results for none of the {count:,} images",
             hint="give two runs of the same images, or the name of a model instead of a run",
         )
     return ModelOutputs(status, answers, confidence, l2_normalize(vectors))

@@ -1,4 +1,4 @@
-"""The result of a comparison, and what it says in words, in a table and in JSON."""
+"""The result of a comparison: as sentences, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ class Comparison:
 
     images: their number. compared: those with a result of both. data: what the images are. accuracy: None without
     labels. agreement: None if the models have different classes. neighbors, alignment: None for too few images.
-    matrix: (D,F) of the alignment of new embeddings of width F with old ones of width D. changed: the images with
-    another answer, by kind. sources: the images. speed: None if it was not measured. notes: sentences.
+    matrix: (D,F) of the alignment of new embeddings of width F with old ones of width D. changed: the images whose
+    answers differ, by kind. sources: the images. speed: None if it was not measured. notes: sentences.
     """
 
     old: SubjectFacts
@@ -83,7 +83,7 @@ class Comparison:
     def write_alignment(self, path: str | Path) -> Alignment:
         """Write the alignment of new embeddings with old ones to a .safetensors file, and return it.
 
-        Raises UsageError `alignment_refused` if it would lose too many neighbors, `bad_argument` for another suffix;
+        Raises UsageError `alignment_refused` if it would lose too many neighbors, `bad_argument` for a wrong suffix;
         OutputError `output_failed`.
         """
         path = check_output(as_path("the alignment", path), (SUFFIX,))
@@ -171,7 +171,7 @@ def _accuracy_verdict(comparison: Comparison, accuracy: AccuracyChange) -> str:
     if not comparison.changed:
         return f"all answers are the same; on other images, the difference may be up to {points(change.high)} points"
     if change.p_value >= 1 - CONFIDENCE:
-        return f"no difference can be seen: {measured}"
+        return f"no significant difference: {measured}"
     better = comparison.new.model if change.difference > 0 else comparison.old.model
     side = "new" if change.difference > 0 else "old"
     return f"the {side} model, {better}, is better: {measured}"

@@ -84,7 +84,9 @@ def open_subject(given: str | Path | Predictor, options: dict[str, Any]) -> Comp
     if is_run(name):
         return ComparedModel.of_run(Path(name))
     if os.path.isdir(name):  # noqa: PTH112 - False for names that are too long
-        raise UsageError("not_found", f"{name} is a folder without a run", hint=f"for a model, write local-dir:{name}")
+        raise UsageError(
+            "not_found", f"{name} is a folder, but contains no run", hint=f"for a model, write local-dir:{name}"
+        )
     return ComparedModel.of_predictor(load(name, **options))
 
 

@@ -11,7 +11,7 @@ from ..text import count_of
 from .base import ArrayOutputs, FloatArray
 
 MARGIN = 0.1  # difference of probabilities from which an answer is decided
-MIN_DECIDED = 16  # fewer decided answers say nothing about the bound of a percent, and ...
+MIN_DECIDED = 16  # with fewer decided answers, a bound of one percent is meaningless, and ...
 MIN_FRACTION = 0.25  # ... a model that is mostly undecided does not know these images
 NEIGHBORS = 10
 MIN_IMAGES = 3 * NEIGHBORS  # fewer images have no neighborhoods to compare
@@ -44,7 +44,7 @@ class Verdict(NamedTuple):
     recall: float | None  # fraction of each image's nearest neighbors that stay; None for too few images
     images: int
     decided: int  # images whose two most probable classes differ by MARGIN in float32
-    ties_changed: int  # images with another top class among those that are not decided
+    ties_changed: int  # images that are not decided, and whose top class differs
     has_classes: bool = True
 
     @property

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import hashlib
 import json
 import logging
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 from ..errors import WeightsError
 from ..storage import cache_folder as cache_folder
@@ -22,8 +24,11 @@ from ..storage import check_writable, make_folders
 
 log = logging.getLogger(__name__)
 GRAPHS = {"openvino": "model.xml", "onnxruntime": "model.onnx"}  # file name of a converted model, by engine
+GRAPH_FILES = {"openvino": ("model.xml", "model.bin"), "onnxruntime": ("model.onnx",)}  # that hold graph and weights
 MANIFEST = "manifest.json"
 LOGGED_WAIT = 5.0  # seconds for a lock, after which the wait is logged
+REMINDER = 60.0  # seconds between warnings about a longer wait
+LONGEST_WAIT = 3600.0  # seconds; longer than any conversion, search or comparison takes
 
 
 class ArtefactManifest(msgspec.Struct, forbid_unknown_fields=True):
@@ -76,8 +81,9 @@ def cached(kind: str, facts: Mapping[str, object], build: Callable[[Path], None]
 
     kind: name of the parent folder in the cache. facts: everything that determines the contents; its hash is the name
     of the folder. A folder with a damaged file is built again. A complete folder is read without a lock, so that a
-    filled cache may be read-only. If the cache cannot be written, the folder is built in a temporary one for this
-    process, with a warning. Raises WeightsError `cache_failed` if that cannot be written, either.
+    filled cache may be read-only. If the cache cannot be written, or another process holds the folder for more than
+    LONGEST_WAIT, the folder is built in a temporary one for this process, with a warning. Raises WeightsError
+    `cache_failed` if that cannot be written, either.
     """
     key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
     cache = cache_folder()
@@ -124,17 +130,39 @@ def _complete(folder: Path, facts: Mapping[str, object], build: Callable[[Path],
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Hold the lock file at `path`; a long wait for it is logged. Raises OSError if it cannot be written."""
+    """Hold the lock file at `path`; a long wait for it is logged.
+
+    Raises OSError if it cannot be written, or is not free after LONGEST_WAIT (its holder may be suspended).
+    """
     lock = FileLock(path)
-    try:
-        lock.acquire(timeout=LOGGED_WAIT)
-    except Timeout:
-        log.info("waiting for another process that prepares the same model (it holds %s)", path)
-        lock.acquire()
+    _acquire(lock)
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: BaseFileLock) -> None:
+    """Acquire a lock, and log the wait for it. Raises OSError if it is not free after LONGEST_WAIT."""
+    start, timeout = time.monotonic(), LOGGED_WAIT
+    while True:
+        try:
+            lock.acquire(timeout=timeout)
+            return
+        except Timeout:
+            waited = time.monotonic() - start
+        if waited >= LONGEST_WAIT:
+            raise OSError(errno.ETIMEDOUT, f"not unlocked within {waited / 60:.0f} minutes", lock.lock_file)
+        if timeout == LOGGED_WAIT:
+            log.info("waiting for another process that prepares the same model (it holds %s)", lock.lock_file)
+        else:
+            log.warning(
+                "still waiting for another process that prepares the same model (it has held %s for %.0f seconds); "
+                "if that process hangs, end it, or set TESSELLA_CACHE to another folder",
+                lock.lock_file,
+                waited,
+            )
+        timeout = REMINDER
 
 
 def _remove(path: Path) -> None:

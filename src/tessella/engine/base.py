@@ -36,7 +36,7 @@ class Engine(abc.ABC):
     """A model that is ready to run according to its plan.
 
     network: the original model, which the engine does not change; None for an exported file. spec: how pixels are
-    normalized; an engine with a spec reads (B,H,W,C) uint8 images, one without it (B,C,H,W) normalised floats. size:
+    normalized; an engine with a spec reads (B,H,W,C) uint8 images, one without it (B,C,H,W) normalized floats. size:
     (height, width) of the images in pixels.
     """
 
@@ -160,7 +160,7 @@ class Engine(abc.ABC):
         import torch
 
         with torch.inference_mode():
-            images = torch.from_numpy(images_BHWC).to(self.plan.device)
+            images = to_tensor(images_BHWC).to(self.plan.device)
             return [output.float().cpu().numpy() for output in self.intermediates(images, indices)]
 
     def intermediates(self, images_BHWC: Tensor, indices: int | Sequence[int]) -> list[Tensor]:
@@ -170,6 +170,16 @@ class Engine(abc.ABC):
         """
         assert self.spec, "this engine reads normalized batches"
         return intermediates_of(self.model, normalise(images_BHWC, self.spec), indices)
+
+
+def to_tensor(images_BHWC: Pixels) -> Tensor:
+    """Return images (B,H,W,C) as a tensor, copied only if PyTorch does not support their memory.
+
+    It refuses negative strides, as of a flipped array, and warns about read-only arrays.
+    """
+    import torch
+
+    return torch.from_numpy(np.require(images_BHWC, requirements=("C", "W")))
 
 
 def intermediates_of(model: ImageModel, x: Tensor, indices: int | Sequence[int]) -> list[Tensor]:

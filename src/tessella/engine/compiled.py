@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..data.decode import Pixels
 from ..data.spec import InputSpec
 from ..weights.network import Network
-from .base import ArrayOutputs, TensorOutputs
+from .base import ArrayOutputs, TensorOutputs, to_tensor
 from .eager import RewrittenEngine, suppress_warnings, wrap_outputs
 from .kernels import EXPERIMENTAL, are_requested
 from .plan import Choice, Plan
@@ -58,7 +58,7 @@ class CompileEngine(RewrittenEngine):
         if not self.on_gpu:
             return super().__call__(images_BHWC)
         # from pinned memory, a chunk is copied to the GPU while the previous one is being computed
-        chunks = torch.from_numpy(images_BHWC).split(self.plan.batch_size)
+        chunks = to_tensor(images_BHWC).split(self.plan.batch_size)
         parts = [self.run(chunk.pin_memory().to(self.plan.device, non_blocking=True)) for chunk in chunks]
         logits, embedding = (torch.cat(outputs).cpu().numpy() for outputs in zip(*parts, strict=True))
         return logits, embedding
@@ -106,7 +106,7 @@ class CompileEngine(RewrittenEngine):
 def planned_kernels() -> Choice:
     """Return the row of a plan about the kernels of this package, before anything was measured."""
     if are_requested():
-        return Choice("kernels", "the fastest", f"{EXPERIMENTAL}=1: compared with the compiler's at the first batch")
+        return Choice("kernels", "the fastest", f"{EXPERIMENTAL}=1: compared with the compiler's on the first batch")
     return Choice("kernels", "the compiler's", OFF)
 
 

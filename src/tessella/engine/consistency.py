@@ -20,7 +20,7 @@ from .exported import open_exported
 IMAGES = 7  # crops of the photographs in this package
 BATCHES = (1, 2, 7)  # one image, a batch that is not filled at the end, and all images at once
 # Largest difference, relative to the standard deviation of the outputs. Between batch sizes, a lossy precision rounds
-# sums of another order, as in the test that a server does before it is ready.
+# sums in a different order, as in the test that a server does before it is ready.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.1}
 
 
@@ -60,7 +60,7 @@ class Consistency:
 def relative_difference(found: ArrayOutputs, expected: ArrayOutputs) -> float:
     """Return the largest difference of logits (N,classes) or embeddings (N,width), relative to their own deviation.
 
-    NaN, infinity and arrays of another shape give infinity.
+    NaN, infinity and arrays of different shapes give infinity.
     """
     return max(_difference(*pair) for pair in zip(found, expected, strict=True))
 

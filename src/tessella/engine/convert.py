@@ -106,6 +106,6 @@ def conversion_errors(what: str) -> Iterator[None]:
         first = next(iter(str(error).strip().splitlines()), "")[:200]
         raise WeightsError(
             "conversion_failed",
-            f"the conversion for {what} failed: {type(error).__name__}: {first}",
+            f"the conversion to {what} failed: {type(error).__name__}: {first}",
             hint="engine 'rewritten' needs no conversion",
         ) from error

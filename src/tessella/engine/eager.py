@@ -18,7 +18,7 @@ from ..data.transforms import normalise
 from ..models.base import ImageModel
 from ..weights.modules import is_standard
 from ..weights.network import Network
-from .base import ArrayOutputs, Batch, Engine, TensorOutputs, intermediates_of
+from .base import ArrayOutputs, Batch, Engine, TensorOutputs, intermediates_of, to_tensor
 from .plan import Plan
 from .rewrites import Rewritten, Unchanged, rewrite
 
@@ -57,7 +57,7 @@ class TorchEngine(Engine):
 
     def __call__(self, images_BHWC: Pixels) -> ArrayOutputs:
         assert self.spec, "this engine reads normalized batches"
-        logits, embedding = self.run(torch.from_numpy(images_BHWC).to(self.plan.device, non_blocking=True))
+        logits, embedding = self.run(to_tensor(images_BHWC).to(self.plan.device, non_blocking=True))
         return logits.cpu().numpy(), embedding.cpu().numpy()
 
     def _imap(self, batches: Iterable[Batch], split_batch: bool) -> Iterator[TensorOutputs | ArrayOutputs]:

@@ -19,7 +19,7 @@ from ..errors import UsageError, WeightsError
 from ..extras import install_command
 from ..machine import thread_count
 from ..text import count_of
-from .artefacts import GRAPHS, find_damaged, seal
+from .artefacts import GRAPH_FILES, GRAPHS, find_damaged, seal
 from .base import Engine
 from .open import open_graph
 from .plan import (
@@ -118,9 +118,11 @@ def read_card(folder: Path) -> Card:
         raise WeightsError(
             "bad_config", f"{FILE} in {str(folder)!r} cannot be read: {error}", hint="export the model again"
         ) from None
-    if damaged := find_damaged(folder, (FILE, GRAPHS[card.engine])):
+    if damaged := find_damaged(folder, (FILE, *GRAPH_FILES[card.engine])):
         raise WeightsError(
-            "hash_mismatch", f"{damaged} in {str(folder)!r} has changed since the export", hint="export the model again"
+            "hash_mismatch",
+            f"{damaged} in {str(folder)!r} is missing or has changed since the export",
+            hint="export the model again",
         )
     return card
 

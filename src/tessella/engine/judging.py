@@ -127,7 +127,7 @@ def exact_products(
     facts |= dict(cpu=cpu_name(), features=cpu_features(), **versions())
 
     def search(folder: Path) -> None:
-        log.info("searching the products of %s that need float32 (only the first time)", network.arch)
+        log.info("searching for the layers of %s that need float32 (only the first time)", network.arch)
         recipe = recipe_of(network, size)
         statistics = calibrate(network, plan, size, calibration)
         errors = product_errors(network, plan, size, recipe, images, statistics)
@@ -224,19 +224,20 @@ def reference(network: Network, engine: Engine, images: Pixels, recipe: InputSpe
         logits, embeddings = run_all(open_engine(network, exact, engine.size, recipe), images, recipe)
         np.savez(folder / "answers.npz", logits=logits, embeddings=embeddings)
 
-    facts = conversion_facts(network, exact, engine.size, recipe, images=array_hash(images), cpu=cpu_name())
+    facts = conversion_facts(network, exact, engine.size, recipe, engine=runner, images=array_hash(images))
+    facts |= dict(cpu=cpu_name(), features=cpu_features(), device=exact.device, **versions())
     with np.load(cached("reference", facts, measure) / "answers.npz") as stored:
         return stored["logits"], stored["embeddings"]
 
 
 def run_all(engine: Engine, images: Pixels, recipe: InputSpec) -> ArrayOutputs:
-    """Run an engine on (N,H,W,C) uint8 images, which are normalised first if the engine has no spec."""
+    """Run an engine on (N,H,W,C) uint8 images, which are normalized first if the engine has no spec."""
     size = engine.plan.batch_size
     batches = (images[i : i + size] for i in range(0, len(images), size))
     if engine.spec:
         parts = list(engine.imap(batches))
     else:
-        normalised = (normalise(batch, recipe).to(engine.plan.device) for batch in batches)
-        parts = [(logits.cpu().numpy(), embedding.cpu().numpy()) for logits, embedding in engine.imap(normalised)]
+        normalized = (normalise(batch, recipe).to(engine.plan.device) for batch in batches)
+        parts = [(logits.cpu().numpy(), embedding.cpu().numpy()) for logits, embedding in engine.imap(normalized)]
     logits, embeddings = zip(*parts, strict=True)
     return np.concatenate(logits), np.concatenate(embeddings)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from ..errors import UsageError
 from ..extras import require
+from ..models.configs import image_size
+from ..models.configs.convmixer import ConvMixerConfig
 from ..weights.network import AnyModel, as_network
 from .artefacts import GRAPHS
 from .base import Engine
@@ -33,13 +35,15 @@ def open_engine(
 ) -> Engine:
     """Return the engine of `plan`, ready to run `model` on images of `size` (height, width), in the plan's precision.
 
-    spec: with it, the engine reads (B,H,W,C) uint8 images, without it (B,C,H,W) normalised floats. samples: (N,H,W,C)
+    spec: with it, the engine reads (B,H,W,C) uint8 images, without it (B,C,H,W) normalized floats. samples: (N,H,W,C)
     uint8 images to calibrate int8, required for that precision. The accuracy of a lossy precision is checked by
     `gate.open_gated`, not here. Raises WeightsError `cache_failed` if a converted model cannot be written,
     `conversion_failed`, and UsageError `missing_dependency` for an engine or model that needs PyTorch without it,
-    `bad_argument` for int8 and a model without a graph.
+    `bad_argument` for int8 and a model without a graph, `wrong_input_size` for a size that the model does not support.
     """
     network = as_network(model)
+    if network.is_standard:
+        check_size(network, size)
     if plan.engine == "openvino":
         return _open_openvino(network, plan, size, spec, samples)
     require("torch", f"engine {plan.engine!r}")
@@ -59,6 +63,20 @@ def open_engine(
 
     folder = as_onnx(network, plan, size, spec)
     return open_graph(folder / GRAPHS[plan.engine], plan, size, spec, network)
+
+
+def check_size(network: Network, size: tuple[int, int]) -> None:
+    """Raise UsageError `wrong_input_size` unless the network can read images of `size` (height, width) in pixels."""
+    required = image_size(network.config)
+    got = f"got {size[0]}x{size[1]} px images"
+    if required is not None and tuple(size) != required:
+        raise UsageError(
+            "wrong_input_size",
+            f"{got}, this {network.arch} reads {required[0]}x{required[1]} px (height x width)",
+            hint=f"resize the images, or build the model with img_size=({size[0]}, {size[1]}) if its patches fit that",
+        )
+    if isinstance(network.config, ConvMixerConfig) and min(size) < network.config.patch_size:
+        raise UsageError("wrong_input_size", f"{got}, smaller than one {network.config.patch_size} px patch")
 
 
 def _open_openvino(

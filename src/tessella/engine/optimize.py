@@ -11,6 +11,7 @@ from torch import Tensor
 from ..checks import checked
 from ..errors import UsageError
 from ..models.base import ImageModel
+from ..models.configs import image_size
 from ..text import html_table, html_text, printable
 from ..weights.network import Network
 from .gate import open_gated
@@ -56,7 +57,7 @@ class Optimized:
         """(B,C,H,W) normalized images -> logits and embedding of one forward pass, on the device of `x`.
 
         A large batch is computed in parts of the plan's batch size. Raises UsageError `bad_argument` unless `x` is such
-        a batch, `wrong_input_size` for images of another size.
+        a batch, `wrong_input_size` for images of a different size.
         """
         channels, height, width = self.engine.shape
         dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
@@ -71,15 +72,18 @@ class Optimized:
             raise UsageError(
                 "wrong_input_size",
                 f"got {x.shape[-2]}x{x.shape[-1]} px images, this was optimized for {height}x{width} px",
-                hint="optimize again with an example of the new size: tessella.optimize(net, example=x)",
+                hint=self._size_hint(x),
             )
         moved = x.detach().to(device=self.plan.device, dtype=torch.float32)
-        chunks = (chunk.contiguous() for chunk in moved.split(self.plan.batch_size)) if len(x) else ()
-        parts = list(self.engine.imap(chunks))
-        if not parts:
-            widths = (self.model.num_classes, self.model.head_hidden_size)
-            return Outputs(*(x.new_empty(0, width, dtype=torch.float32) for width in widths))
+        parts = list(self.engine.imap(chunk.contiguous() for chunk in moved.split(self.plan.batch_size)))
         return Outputs(*(torch.cat(outputs).to(x.device) for outputs in zip(*parts, strict=True)))
+
+    def _size_hint(self, x: Tensor) -> str:
+        """Return what to do for images (B,C,H,W) whose size is not that of the engine."""
+        if image_size(self.model.config) is None:
+            return "optimize again with an example of the new size: tessella.optimize(net, example=x)"
+        size = f"({x.shape[-2]}, {x.shape[-1]})"
+        return f"resize the images, or optimize a model that was built with img_size={size}, if its patches fit that"
 
 
 @checked
@@ -98,21 +102,22 @@ def optimize(
     net: a model of `create_model`. example: a (B,C,H,W) batch of the image size to use; by default the size of the
     checkpoint. device, engine, precision, batch_size: "auto" or None selects the best setting, and `.plan` has the
     reasons; a precision that changes the outputs too much is not used. mode: "throughput", or "latency" for single
-    images. Raises UsageError `bad_argument` or `missing_dependency`, WeightsError `conversion_failed` or
-    `cache_failed`.
+    images. Raises UsageError `bad_argument`, `missing_dependency` or, for an example of a size that the model does not
+    support, `wrong_input_size`; WeightsError `conversion_failed` or `cache_failed`.
     """
     if not isinstance(net, ImageModel):
         raise UsageError(
             "bad_argument",
-            f"optimize needs a model of create_model, got {type(net).__name__}",
+            f"expected a model of create_model, got {type(net).__name__}",
             hint="pass the model itself",
         )
     if example is not None:
-        if not isinstance(example, Tensor) or example.ndim != 4:
+        channels = net.config.in_chans
+        if not isinstance(example, Tensor) or example.ndim != 4 or example.shape[1] != channels:
             actual = (
                 f"a tensor of shape {tuple(example.shape)}" if isinstance(example, Tensor) else type(example).__name__
             )
-            raise UsageError("bad_argument", f"example is {actual}, expected a batch (B,C,H,W)")
+            raise UsageError("bad_argument", f"example is {actual}, expected a batch (B,{channels},H,W)")
         size = (int(example.shape[-2]), int(example.shape[-1]))
     else:
         configured = net.pretrained_cfg.get("input_size", (3, 224, 224))[-2:]

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ import numpy as np
 from ..data.spec import InputSpec
 from ..machine import cpu_features, cpu_name, versions
 from .artefacts import cached
+from .base import Engine
 from .choice import Rate, measured_rate
 from .facts import code_hash
 from .open import open_engine
@@ -46,10 +48,12 @@ def settle_layout(network: Network, plan: Plan, size: tuple[int, int], spec: Inp
         return _as_measured(plan, rate, layouts)
     if len(layouts) < 2:
         return plan
+    count = min(plan.request or plan.batch_size, plan.batch_size)  # images of a request
     facts = dict(
         arch=network.arch,
         config=repr(network.config),
         size=size,
+        images=count,
         spec=spec is not None,
         precision=plan.precision,
         threads=plan.threads,
@@ -62,7 +66,8 @@ def settle_layout(network: Network, plan: Plan, size: tuple[int, int], spec: Inp
 
     def measure(folder: Path) -> None:
         log.info("timing %s graphs of %s (only the first time)", len(layouts), network.arch)
-        seconds = _time_layouts(network, plan, size, spec, layouts)
+        engines = {name: open_engine(network, dataclasses.replace(plan, layout=name), size, spec) for name in layouts}
+        seconds = _time_layouts(engines, count)
         (folder / "seconds.json").write_text(json.dumps(seconds))
 
     seconds = json.loads((cached("layouts", facts, measure) / "seconds.json").read_text())
@@ -83,14 +88,13 @@ def _as_measured(plan: Plan, rate: Rate, layouts: tuple[str, ...]) -> Plan:
     return dataclasses.replace(plan, layout=rate.layout).with_choice(choice)
 
 
-def _time_layouts(
-    network: Network, plan: Plan, size: tuple[int, int], spec: InputSpec | None, layouts: tuple[str, ...]
-) -> dict[str, float]:
-    """Return the seconds per image of each layout: the smallest of a few requests, layouts in turn."""
-    engines = {name: open_engine(network, dataclasses.replace(plan, layout=name), size, spec) for name in layouts}
-    count = min(plan.request or plan.batch_size, plan.batch_size)
-    shape = next(iter(engines.values())).shape
-    images = np.zeros((count, *shape), np.uint8 if spec else np.float32)
+def _time_layouts(engines: Mapping[str, Engine], count: int) -> dict[str, float]:
+    """Return the seconds per image of each layout: the smallest of a few requests of `count` images, layouts in turn.
+
+    engines: by layout.
+    """
+    any_engine = next(iter(engines.values()))
+    images = np.zeros((count, *any_engine.shape), np.uint8 if any_engine.spec else np.float32)
     for engine in engines.values():
         engine(images)  # packs the weights
     best = dict.fromkeys(engines, np.inf)

@@ -1,4 +1,4 @@
-"""Accuracy of models on labelled images: `evaluate`, `probe` for frozen embeddings, and `calibrate`."""
+"""Accuracy of models on labeled images: `evaluate`, `probe` for frozen embeddings, and `calibrate`."""
 
 from ..extras import public_names
 

@@ -46,7 +46,7 @@ class ClassCoverage(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """What calibrations said about N images: whether the set has the true class, with the most probable class always
+    """How calibrations judged N images: whether the set has the true class, with the most probable class always
     in it (covered) and without (exact); the size of the set; whether the image was called unknown. All are (N,).
     """
 
@@ -154,7 +154,7 @@ def calibrated_logits(fitted: Fitted | Calibration, logits_NK: FloatArray) -> Fl
 
 
 def judge_sets(outputs: LabeledOutputs, temperature: float, sets: PredictionSets, unknown: UnknownDetection) -> Judged:
-    """Return what a calibration says about images with known classes."""
+    """Return how a calibration judges images with known classes."""
     probabilities_NK = scaled_probabilities(outputs.logits, temperature)
     contained_NK = sets.contains(probabilities_NK)
     scores_N = true_scores(probabilities_NK, outputs.labels, sets.penalty, sets.free_ranks)

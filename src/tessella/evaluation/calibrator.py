@@ -135,7 +135,7 @@ def choose_unseen(data: str | Path, folder: Path | None, split: Split | None) ->
     images = open_data(data, split)
     record = None if folder is None else read_image_record(folder)
     if record is None:
-        remark = f"{folder} has no record of the images that it was trained on: they must not be among these"
+        remark = f"{folder} has no record of the images that it was trained on: make sure that they are not among these"
         return images, (remark,) if folder is not None and (folder / "train.json").exists() else ()
     trained_N, _ = find_recorded(images, [record])
     if not trained_N.any():
@@ -145,7 +145,7 @@ def choose_unseen(data: str | Path, folder: Path | None, split: Split | None) ->
         raise UsageError(
             "bad_argument",
             f"{folder} was trained on all {len(images):,} images of {images.origin}",
-            hint="give images that it was not trained on: its answers for the others are better than for new ones",
+            hint="give images that it was not trained on; on images that it has seen, it is better than on new ones",
         )
     origin = f"the {len(kept):,} images of {data} that {folder} was not trained on"
     return images.subset(kept, origin), (f"{origin} are used, of {len(images):,}",)
@@ -258,7 +258,7 @@ def _remarks(calibration: Calibration) -> Iterable[str]:
     """Yield what users should know about a calibration."""
     sets, unknown = calibration.sets, calibration.unknown
     if not calibration.figures["detectors"]:
-        yield "how well images of none of the classes are recognized was not measured: give some with --unknown"
+        yield "the detection of unknown images was not measured: --unknown takes images of none of the classes"
     if np.isinf(unknown.threshold):
         yield (
             f"no image will be called unknown: a threshold for {unknown.false_alarms:.3g} false alarms needs "

@@ -1,6 +1,6 @@
-"""Classifiers on embeddings: k nearest neighbours and logistic regression, and the selection of their parameters.
+"""Classifiers on embeddings: k nearest neighbors and logistic regression, and the selection of their parameters.
 
-Shape suffixes: N images, D width of the embedding, K classes, k neighbours.
+Shape suffixes: N images, D width of the embedding, K classes, k neighbors.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from . import lbfgs
 from .head import LinearHead
 from .metrics import Floats, Ints
 
-NEIGHBOURS = (1, 3, 5, 10, 20, 50)  # values of k to choose from
-TEMPERATURE = 0.07  # a neighbour's vote is exp(cosine / TEMPERATURE)
+NEIGHBORS = (1, 3, 5, 10, 20, 50)  # values of k to choose from
+TEMPERATURE = 0.07  # a neighbor's vote is exp(cosine / TEMPERATURE)
 STRENGTHS = (1e5, 1e4, 1e3, 1e2, 1e1, 1.0, 1e-1, 1e-2)  # strengths of the L2 penalty to choose from: see `fit`
 FEW_SHOT_STRENGTH = 0.4  # times D, the squared norm of a scaled embedding; few shots are too few to select it
 HELD_OUT, MAX_HELD_OUT = 0.2, 5_000  # fraction and largest number of training images held out for the selection
@@ -51,12 +51,12 @@ def hold_out(labels_N: Ints, rng: np.random.Generator) -> NDArray[np.bool_]:
     return held_N
 
 
-def choose_neighbours(x_ND: FloatArray, labels_N: Ints, held_N: NDArray[np.bool_], classes: int) -> int:
+def choose_neighbors(x_ND: FloatArray, labels_N: Ints, held_N: NDArray[np.bool_], classes: int) -> int:
     """Return the smallest k with the highest accuracy on the held-out images, or 1 if there are none."""
     if not held_N.any():
         return 1
-    cosines_Nk, votes_Nk = neighbours(x_ND[held_N], x_ND[~held_N], labels_N[~held_N], max(NEIGHBOURS))
-    allowed = [k for k in NEIGHBOURS if k <= cosines_Nk.shape[1]]
+    cosines_Nk, votes_Nk = neighbors(x_ND[held_N], x_ND[~held_N], labels_N[~held_N], max(NEIGHBORS))
+    allowed = [k for k in NEIGHBORS if k <= cosines_Nk.shape[1]]
     logits = {k: vote(cosines_Nk[:, :k], votes_Nk[:, :k], classes) for k in allowed}
     return max(allowed, key=lambda k: float((logits[k].argmax(1) == labels_N[held_N]).mean()))
 
@@ -76,17 +76,17 @@ def choose_strength(x_ND: FloatArray, labels_N: Ints, held_N: NDArray[np.bool_],
     solution: Floats | None = None
     losses: list[float] = []
     for strength in STRENGTHS:
-        solution = minimise(z_ND, y_N, classes, strength, solution)
+        solution = minimize(z_ND, y_N, classes, strength, solution)
         losses.append(_losses(logits_of(held_ND, solution), held_labels_N)[0] / len(held_labels_N))
         if losses[-1] > min(losses):
             break
     return STRENGTHS[int(np.argmin(losses))]
 
 
-# --- nearest neighbours -----------------------------------------------------------------------------------------------
+# --- nearest neighbors ------------------------------------------------------------------------------------------------
 
 
-def neighbours(x_ND: FloatArray, bank_ND: FloatArray, labels_N: Ints, count: int) -> tuple[FloatArray, Ints]:
+def neighbors(x_ND: FloatArray, bank_ND: FloatArray, labels_N: Ints, count: int) -> tuple[FloatArray, Ints]:
     """Return the cosines (N,k) and labels (N,k) of the nearest vectors in the bank, the highest cosine first.
 
     k is `count`, or the size of the bank if that is smaller.
@@ -110,7 +110,7 @@ def vote(cosines_Nk: FloatArray, labels_Nk: Ints, classes: int) -> FloatArray:
     votes_NK = np.zeros((len(cosines_Nk), classes), np.float32)
     weights_Nk = np.exp((cosines_Nk - cosines_Nk[:, :1]) / np.float32(TEMPERATURE))
     np.add.at(votes_NK, (np.arange(len(votes_NK))[:, None], labels_Nk), weights_Nk)
-    # a class without votes gets a thousandth of the nearest neighbour's, so that the loss stays finite
+    # a class without votes gets a thousandth of the nearest neighbor's, so that the loss stays finite
     logits: FloatArray = np.log(np.maximum(votes_NK, np.float32(1e-3)))
     return logits
 
@@ -142,20 +142,20 @@ class Scale(NamedTuple):
 
 
 def fit(x_ND: FloatArray, labels_N: Ints, classes: int, strength: float, by_component: bool = True) -> LinearHead:
-    """Fit a linear classifier: minimise the sum of cross-entropies + strength / 2 * |weights|^2 on scaled embeddings.
+    """Fit a linear classifier: minimize the sum of cross-entropies + strength / 2 * |weights|^2 on scaled embeddings.
 
-    The scale is folded into the classifier. Embeddings are not normalised to length 1, because this cannot be folded
+    The scale is folded into the classifier. Embeddings are not normalized to length 1, because this cannot be folded
     into a linear layer.
     """
     scale = Scale.of(x_ND, by_component)
-    solution = minimise(scale(x_ND), labels_N, classes, strength)
+    solution = minimize(scale(x_ND), labels_N, classes, strength)
     weight_KD = solution[:, :-1] * scale.factor
     bias_K = solution[:, -1] - weight_KD @ scale.mean
     return LinearHead(weight_KD.astype(np.float32), bias_K.astype(np.float32))
 
 
 def logits_of(z_ND: Floats, solution: Floats) -> Floats:
-    """Return the (N,K) logits of scaled embeddings; solution: (K,D+1) from `minimise`."""
+    """Return the (N,K) logits of scaled embeddings; solution: (K,D+1) from `minimize`."""
     return z_ND @ solution[:, :-1].T + solution[:, -1]
 
 
@@ -170,7 +170,7 @@ def _losses(logits_NK: Floats, labels_N: Ints) -> tuple[float, Floats]:
     return float((np.log(total_N) - true_N).sum()), logits_NK
 
 
-def minimise(z_ND: Floats, labels_N: Ints, classes: int, strength: float, start: Floats | None = None) -> Floats:
+def minimize(z_ND: Floats, labels_N: Ints, classes: int, strength: float, start: Floats | None = None) -> Floats:
     """Return the solution of `fit` for scaled embeddings, by full-batch L-BFGS: (K,D+1), weights and then biases.
 
     start: a nearby solution to start from.

@@ -1,4 +1,4 @@
-"""Compute embeddings of labelled images, and cache them in a file."""
+"""Compute embeddings of labeled images, and cache them in a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .settings import ProgressCallback
 class Embedded:
     """Embeddings of N images, one row per image in the order of the data. D is the width of the embedding."""
 
-    vectors: FloatArray  # (N,D), not normalised; zeros if there is no embedding
+    vectors: FloatArray  # (N,D), not normalized; zeros if there is no embedding
     status: NDArray[np.str_]  # (N,) "ok" or an error code
     cached: bool = False  # read from the file of an earlier run
 

@@ -1,4 +1,4 @@
-"""Evaluate models on labelled images, with one or several engines and precisions.
+"""Evaluate models on labeled images, with one or several engines and precisions.
 
 Every image is counted: N images give N outcomes, which are predictions or error codes. Unreadable images are excluded
 from the accuracy; the accuracy that counts them as wrong is reported as well.
@@ -31,7 +31,7 @@ from ..results import FloatArray, Output
 from ..weights.catalogue import Accuracy, resolve
 from .calibration_figures import calibrated_logits
 from .classes import ClassMapping, match_classes
-from .imagenet import REAL, REAL_IMAGES, find_published, read_real_labels, real_positions, recognise
+from .imagenet import REAL, REAL_IMAGES, find_published, read_real_labels, real_positions, recognize
 from .leakage import Split, choose_images
 from .metrics import Answers, Ints, Metrics, join, judge, metrics_of
 from .report import FailedImage
@@ -45,7 +45,7 @@ LabelOf: TypeAlias = Callable[[int, FloatArray], int]  # (position of an image, 
 
 @dataclass(frozen=True)
 class Trust:
-    """What a calibration said about the images, as shares from 0 to 1.
+    """How a calibration judged the images, as shares from 0 to 1.
 
     coverage: images whose prediction set has the true class, None if the data restrict the classes; promised: the same,
     as it was promised. set_size: mean number of classes in a set. unknown: images that were called unknown.
@@ -63,7 +63,7 @@ class Evaluation:
 
     model: str
     status: str = "ok"  # or an error code
-    note: str = ""  # the error message, or why another precision was used than the requested one
+    note: str = ""  # the error message, or why the requested precision was not used
     engine: str = ""  # used, or requested if the model failed
     precision: str = ""
     metrics: Metrics | None = None
@@ -80,7 +80,7 @@ class Evaluation:
 
     @property
     def images(self) -> int:
-        """Number of images in the data, including unreadable and unlabelled ones."""
+        """Number of images in the data, including unreadable and unlabeled ones."""
         return (self.metrics.total if self.metrics else 0) + self.unlabelled
 
     @property
@@ -230,7 +230,7 @@ def _set_name(images: LabelledImages, mapping: ClassMapping, dataset: str | None
     if dataset is None and real:
         return REAL if len(images) == REAL_IMAGES else ""
     if dataset is None:
-        return recognise(images, mapping)
+        return recognize(images, mapping)
     return "" if dataset == "none" else dataset
 
 

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NAMED_CLASSES = 30  # confusion matrices with at most this number of classes show names and counts
-CELLS = 250  # cells per side of larger ones, in which neighbouring classes share a cell
+CELLS = 250  # cells per side of larger ones, in which neighboring classes share a cell
 PAIRS = 25  # confused pairs beside a larger one
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "0.75"  # distinguishable for colour-blind people
+BLUE, ORANGE, GRAY = "#0072B2", "#D55E00", "0.75"  # distinguishable for color-blind people
 
 
 def confusion(counts_KK: Ints, classes: Sequence[str]) -> bytes:
@@ -43,8 +43,8 @@ def _small_confusion(counts_KK: Ints, classes: Sequence[str]) -> bytes:
     fractions = counts_KK / np.maximum(counts_KK.sum(1, keepdims=True), 1)
     image = panel.imshow(100 * fractions, cmap="Blues", vmin=0, vmax=100)
     for true, predicted in np.argwhere(counts_KK):
-        colour = "white" if fractions[true, predicted] > 0.6 else "black"
-        panel.text(predicted, true, f"{counts_KK[true, predicted]}", ha="center", va="center", fontsize=8, color=colour)
+        color = "white" if fractions[true, predicted] > 0.6 else "black"
+        panel.text(predicted, true, f"{counts_KK[true, predicted]}", ha="center", va="center", fontsize=8, color=color)
     names = [plain(name) for name in classes]
     panel.set_xticks(range(size), names, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
     panel.set_yticks(range(size), names, fontsize=8)
@@ -92,9 +92,9 @@ def calibration(bins: Sequence[Bin], ece: float) -> bytes:
     panel, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     filled = [group for group in bins if group.images]
     width = bins[0].upper - bins[0].lower
-    centres = [(group.lower + group.upper) / 2 for group in filled]
+    centers = [(group.lower + group.upper) / 2 for group in filled]
     accuracies = [group.accuracy for group in filled]
-    panel.bar(centres, accuracies, width * 0.92, color=BLUE, label="accuracy")
+    panel.bar(centers, accuracies, width * 0.92, color=BLUE, label="accuracy")
     confidences = [group.confidence for group in filled]
     panel.plot(confidences, accuracies, "o", color=ORANGE, ms=5, clip_on=False, label="at mean confidence")
     panel.plot((0, 1), (0, 1), "--", color="black", linewidth=1, label="perfect calibration")
@@ -103,7 +103,7 @@ def calibration(bins: Sequence[Bin], ece: float) -> bytes:
     panel.set_ylabel("accuracy")
     panel.set_title(f"expected calibration error {100 * ece:.2f} %", fontsize=10)
     panel.legend(loc="upper left", fontsize=8)
-    below.bar(centres, [group.images for group in filled], width * 0.92, color=GREY)
+    below.bar(centers, [group.images for group in filled], width * 0.92, color=GRAY)
     below.set_xlabel("confidence in the predicted class")
     below.set_ylabel("images")
     return render(figure)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LinearHead(NamedTuple):
-    """A linear classifier on unnormalised embeddings: logits = x @ weight.T + bias. D features, K classes."""
+    """A linear classifier on unnormalized embeddings: logits = x @ weight.T + bias. D features, K classes."""
 
     weight: FloatArray  # (K,D)
     bias: FloatArray  # (K,)

@@ -1,4 +1,4 @@
-"""ImageNet and its variants: recognise a data set, look up published accuracies, and read ReaL labels."""
+"""ImageNet and its variants: recognize a data set, look up published accuracies, and read ReaL labels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ REAL_IMAGES = 50_000  # images in the ImageNet validation set, each with a list 
 
 
 class PublishedSet(NamedTuple):
-    """A data set with published accuracies, and the properties by which it is recognised."""
+    """A data set with published accuracies, and the properties by which it is recognized."""
 
     name: str  # in the table of published accuracies
     naming: Naming
@@ -40,7 +40,7 @@ REAL = "imagenet-real"
 SETS = (*(dataset.name for dataset in DATASETS), REAL, "imagenet-r-clean", "imagenet-a-clean")
 
 
-def recognise(images: LabelledImages, mapping: ClassMapping) -> str:
+def recognize(images: LabelledImages, mapping: ClassMapping) -> str:
     """Return the name of the published data set that the images are, or "" for other data."""
     if not len(images):
         return ""

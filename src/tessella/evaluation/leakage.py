@@ -165,12 +165,12 @@ def find_recorded(
 
 
 def choose_images(data: str | Path, models: Sequence[str], split: Split | None = None) -> ChosenImages:
-    """Open the labelled images of `data` to evaluate models on.
+    """Open the labeled images of `data` to evaluate models on.
 
     models: names as for `tessella.load`. split: None uses "val" if the data has it, otherwise all images. If a model
     is a folder with a record of its images (written by `tessella train` and `probe --attach-to`) and held out some of
     these, the images that it was trained on are excluded; the splits "all" and "train" include them. Raises the errors
-    of `open_labelled`, and UsageError `bad_argument` for another split.
+    of `open_labelled`, and UsageError `bad_argument` for an unknown split.
     """
     if split not in (None, *SPLITS):
         raise UsageError("bad_argument", f"split is {split!r}", hint=f"choose from {', '.join(SPLITS)}")
@@ -200,7 +200,7 @@ def folder_of_model(name: str) -> Path | None:
 
 @checked
 def open_data(data: str | Path, split: Split | None = None) -> LabelledImages:
-    """Open labelled images as `open_labelled` does; split: None uses "val" if the data has it, otherwise all images."""
+    """Open labeled images as `open_labelled` does; split: None uses "val" if the data has it, otherwise all images."""
     if split is not None:
         return open_labelled(data, None if split == "all" else split)
     try:

@@ -1,4 +1,4 @@
-"""Linear probe: measure how well the embeddings of a frozen model separate the classes of labelled images.
+"""Linear probe: measure how well the embeddings of a frozen model separate the classes of labeled images.
 
 Every image is embedded once; the other computations take minutes on a CPU for 50,000 images. Figures are measured on
 the validation images, on which no parameter is selected except the confidence threshold. All others are selected on
@@ -22,7 +22,7 @@ from ..machine import require_fork
 from ..predictor import Predictor, load
 from ..results import FloatArray
 from ..storage import create_output_folder, write_bytes
-from .classifiers import FewShot, choose_neighbours, choose_strength, few_shot, fit, hold_out, neighbours, vote
+from .classifiers import FewShot, choose_neighbors, choose_strength, few_shot, fit, hold_out, neighbors, vote
 from .embeddings import Embedded, embed
 from .head import LinearHead, attach
 from .leakage import write_image_record
@@ -53,7 +53,7 @@ class ProbeResult:
     classes: tuple[str, ...]
     train_count: int
     train_errors: dict[str, int]  # training images that could not be read, by error code
-    neighbours: int  # selected k
+    neighbours: int  # selected k; spelled as in probe.json
     knn: Metrics
     strength: float  # selected strength of the L2 penalty
     linear: Metrics
@@ -92,7 +92,7 @@ def probe(
     attach_to: str | Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> ProbeResult:
-    """Measure a k-nearest-neighbour and a linear classifier on a frozen model's embeddings of labelled images.
+    """Measure a k-nearest-neighbor and a linear classifier on a frozen model's embeddings of labeled images.
 
     data, val: as for `open_split`, or a pair of training and validation images. model: a Predictor, or a name for
     `load` (None: the built-in model for photographs). out: folder for probe.json and the embeddings, which a later
@@ -107,7 +107,7 @@ def probe(
     require_fork("`tessella probe`")
     settings = settings or ProbeSettings()
     if attach_to is not None:
-        require("torch", "a model with another classifier")
+        require("torch", "a model with a new classifier")
     if isinstance(data, tuple):
         train_images, val_images = data
         if train_images.classes != val_images.classes:
@@ -183,9 +183,9 @@ def _measure(split: _Split, predictor: Predictor, settings: ProbeSettings) -> Pr
     x_ND, labels_N, classes = split.train_vectors, split.train_labels, split.train.classes
     rng = np.random.default_rng(settings.seed)
     held_N = hold_out(labels_N, rng)
-    count = choose_neighbours(x_ND, labels_N, held_N, len(classes))
+    count = choose_neighbors(x_ND, labels_N, held_N, len(classes))
     strength = choose_strength(x_ND, labels_N, held_N, len(classes))
-    knn_answers = judge(vote(*neighbours(split.val_vectors, x_ND, labels_N, count), len(classes)), split.val_labels)
+    knn_answers = judge(vote(*neighbors(split.val_vectors, x_ND, labels_N, count), len(classes)), split.val_labels)
     head = fit(x_ND, labels_N, len(classes), strength)
     answers = judge(head(split.val_vectors), split.val_labels, split.val_index)
     few, notes = few_shot(x_ND, labels_N, split.val_vectors, split.val_labels, settings.shots, classes, rng)

@@ -191,7 +191,7 @@ def _page(
         yield from ("Accuracy if only images above a confidence threshold are answered:", "")
         yield from _figure("coverage.png", "Coverage and accuracy", figures)
     if mistakes:
-        yield from ("## Worst mistakes", "", "The most confident ones.", "")
+        yield from ("## Worst mistakes", "", "The wrong predictions with the highest confidence.", "")
         yield from _figure("mistakes.png", "Worst mistakes", figures)
         yield from table(
             ("image", "true", "predicted", "probability"),

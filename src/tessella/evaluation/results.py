@@ -128,7 +128,7 @@ def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
 
 def _trust_text(trust: Trust) -> str:
     """Return what a calibration said as a sentence without its end."""
-    parts = [f"{trust.set_size:.2f} classes in a prediction set", f"{percent(trust.unknown)} called unknown"]
+    parts = [f"{trust.set_size:.2f} classes per prediction set", f"{percent(trust.unknown)} called unknown"]
     if trust.coverage is not None:
         parts.insert(0, f"coverage {percent(trust.coverage)} (promised {100 * trust.promised:g} %)")
     return f"calibrated: {', '.join(parts)}"
@@ -152,10 +152,10 @@ def draw(rows: Sequence[Evaluation], suffix: str = ".png") -> bytes:
     panel = figure.subplots()
     series = list(dict.fromkeys((row.engine, row.precision) for row, _, _ in measured))
     for index, name in enumerate(series):
-        colour, marker = STYLES[index % len(STYLES)]
+        color, marker = STYLES[index % len(STYLES)]
         points = [(rate, 100 * metrics.top1) for row, metrics, rate in measured if (row.engine, row.precision) == name]
         rates, accuracies = zip(*points, strict=True)
-        panel.scatter(rates, accuracies, s=45, color=colour, marker=marker, label=", ".join(name), zorder=2)
+        panel.scatter(rates, accuracies, s=45, color=color, marker=marker, label=", ".join(name), zorder=2)
     for model in dict.fromkeys(row.model for row, _, _ in measured):
         points = sorted((rate, 100 * metrics.top1) for row, metrics, rate in measured if row.model == model)
         panel.plot(*zip(*points, strict=True), color="0.8", linewidth=1, zorder=1)

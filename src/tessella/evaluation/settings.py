@@ -25,7 +25,7 @@ class EvaluationSettings:
     real_labels: path of ReaL's real.json, for the ImageNet validation set. A prediction is correct if it is any of an
         image's labels, and images without a label are excluded. Metrics that need a single label use the one that the
         model ranks highest.
-    dataset: name of the published data set that the data is (one of `imagenet.SETS`), or "none"; None recognises it by
+    dataset: name of the published data set that the data is (one of `imagenet.SETS`), or "none"; None recognizes it by
         its classes and number of images.
     restrict: whether only the classes of the data can be predicted, see `match_classes`.
     calibration: as for `tessella.load`.

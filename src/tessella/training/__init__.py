@@ -1,4 +1,4 @@
-"""Training and fine-tuning of classifiers on labelled images."""
+"""Training and fine-tuning of classifiers on labeled images."""
 
 from ..extras import public_names
 

@@ -79,7 +79,7 @@ FORMER_NAMES = {  # of fields, in configs and in train.json of earlier versions
 class TrainConfig:
     """The settings that determine the result of a training run, besides its data and the number of processes.
 
-    Raises UsageError `bad_argument` if a value has another type or is out of its range.
+    Raises UsageError `bad_argument` if a value has the wrong type or is out of range.
     """
 
     model: str = "convmixer_384_8_ks5_p8"  # an architecture; the default is that of the built-in model for photographs
@@ -134,7 +134,7 @@ class TrainConfig:
     teacher_labels: str = ""  # text file of the teacher's class names, one a line
     teacher_background: int = 0  # number of classes to leave out at the beginning of a file's output and labels
     unlabelled_fraction: float | None = None  # of each batch; None: in proportion to the numbers of images
-    unlabelled_weights: tuple[float, ...] | None = None  # of the unlabelled inputs; None: their numbers of images
+    unlabelled_weights: tuple[float, ...] | None = None  # of the unlabeled inputs; None: their numbers of images
     select: Literal["best", "last"] = "best"  # epoch whose weights become the model
     calibrate: bool = True  # on the validation images, at the end
 
@@ -192,7 +192,7 @@ class TrainConfig:
         """Return the config with the given fields, as JSON has them; missing fields have their defaults.
 
         Former names of fields (`FORMER_NAMES`) are accepted. Raises UsageError `bad_argument` for unknown fields, for
-        a field given under both of its names, and for values of another type.
+        a field given under both of its names, and for values of the wrong type.
         """
         _check_names(TrainConfig, values, "the config")
         values = current_names(values)

@@ -37,7 +37,7 @@ _LEAST_STD = 0.1  # of a feature, relative to the mean: features that hardly var
 
 
 class StudentOutputs(NamedTuple):
-    """What a student says about a batch; None for what has no target."""
+    """The outputs of a student for a batch; None for outputs without a target."""
 
     logits: Tensor | None  # (B,K) float32
     embedding: Tensor | None  # (B,D) float32, projected to the width of the teacher's

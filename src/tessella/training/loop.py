@@ -1,4 +1,4 @@
-"""Training runs: from labelled images to a model folder for `tessella.load`, and for timm if it has the architecture.
+"""Training runs: from labeled images to a model folder for `tessella.load`, and for timm if it has the architecture.
 
 All randomness is a function of the seed, the epoch, the image and the step. A run that is killed and resumed from its
 last checkpoint therefore ends with the same weights as an uninterrupted one. Several processes (torchrun) share every
@@ -66,13 +66,13 @@ def train(
     command: str = "",
     on_event: Callable[[TrainingEvent], None] = lambda event: None,
 ) -> Path:
-    """Train a classifier on labelled images and return the folder of the run, `out`.
+    """Train a classifier on labeled images and return the folder of the run, `out`.
 
     A run that exists in the folder is resumed; its config and data must be the same. At the end the folder can be
     loaded with `tessella.load("local-dir:...")`.
 
     data: a path, `DataSettings`, or images that are open already: training and validation images, or `TrainingImages`,
-    which may include unlabelled ones. config: None: the defaults of
+    which may include unlabeled ones. config: None: the defaults of
     `TrainConfig`. device: "auto", "cpu", "cuda" or "cuda:1". workers: data loader processes; None: the number of cores
     minus one, at most 8. shard: shard the weights over the processes of torchrun (FSDP2). command: the command line
     that repeats the run, for its card and report. on_event: called with every event, see `tessella.training.events`.
@@ -84,7 +84,7 @@ def train(
     check_workers(workers)
     context = DistributedContext.init(device)
     if shard and context.world_size == 1:
-        raise UsageError("bad_argument", "--shard needs several processes", hint="start it with torchrun")
+        raise UsageError("bad_argument", "--shard needs more than one process", hint="start the command with torchrun")
     folder = check_folder(out)
     if context.rank == 0:
         warn_without_matplotlib()
@@ -224,7 +224,9 @@ class TrainingRun:
         kept = checkpoint.checkpoint_ids(self.setup.folder)
         if self.best != BestEpoch() and self.best.checkpoint_id not in kept:
             # deleted when a newer epoch was better, whose checkpoint is damaged
-            self.log.remark("the checkpoint of the best epoch so far is missing: the best of the epochs left is kept")
+            self.log.remark(
+                "the checkpoint of the best epoch so far is missing, so the best of the remaining epochs will be kept"
+            )
             self.best = BestEpoch()
         probe = saved.state.get("probed")
         self.probe = None if probe is None else ProbeBaseline(**probe)
@@ -327,7 +329,7 @@ class TrainingRun:
             raise TrainingError(
                 "diverged",
                 f"step {self.steps_done}: the loss is {result.loss}, the gradient norm {result.grad_norm}; "
-                f"the checkpoints in {self.setup.folder} are from before it",
+                f"the checkpoints in {self.setup.folder} were saved earlier",
                 hint=DIVERGED_HINT,
             )
 
@@ -338,7 +340,7 @@ class TrainingRun:
             raise TrainingError(
                 "diverged",
                 f"after step {self.steps_done}, the loss on the validation images is {validation.loss}; "
-                f"the checkpoints in {self.setup.folder} are from before it",
+                f"the checkpoints in {self.setup.folder} were saved earlier",
                 hint=DIVERGED_HINT,
             )
         return validation

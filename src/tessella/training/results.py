@@ -81,7 +81,7 @@ def write_results(run: FinishedRun) -> str:
         title=f"{run.folder.name}: {run.config.model}, {len(run.epochs)} epochs",
         command=run.command,
         conditions=evaluation.conditions,
-        notes=[*_notes(run), f"The figures are of the plain softmax; {calibration}."],
+        notes=[*_notes(run), f"The figures are for the plain softmax; {calibration}."],
     )
     write_report(
         run.folder / "report",
@@ -102,9 +102,11 @@ def _calibrate(run: FinishedRun, predictor: Predictor) -> str:
     These images have chosen the epoch, so its figures may be slightly too good. Raises OutputError `output_failed`.
     """
     if not run.config.calibrate:
-        return "not calibrated, as the config says"
+        return "not calibrated, because calibrate is false in the config"
     if len(run.images.val) < MIN_IMAGES:
-        return f"not calibrated: {len(run.images.val)} validation images are fewer than {MIN_IMAGES}"
+        return (
+            f"not calibrated: there are {len(run.images.val)} validation images, and at least {MIN_IMAGES} are needed"
+        )
     try:
         report = measure_calibration(predictor, run.images.val, CalibrationSettings(seed=run.config.seed))
     except UsageError as error:  # too many images could not be read
@@ -144,7 +146,7 @@ def fits_classifier(config: TrainConfig) -> bool:
 
 
 def _notes(run: FinishedRun) -> list[str]:
-    source = f"epoch {run.epoch + 1} of {len(run.epochs)}"
+    source = f"epoch {run.epoch} of epochs 0 to {run.config.epochs - 1}"  # counted as in metrics.jsonl
     if run.config.ema_decay:
         source += ", averaged"
     if run.epoch == PROBE_EPOCH:

@@ -1,7 +1,7 @@
 """The folder of a run: the checks before training, and its train.json.
 
 train.json holds the config and the fingerprints of the training and validation images and, for distillation, of the
-unlabelled images and of the teacher's files. A run is resumed only with the same settings, data and teacher.
+unlabeled images and of the teacher's files. A run is resumed only with the same settings, data and teacher.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def check_folder(out: str | Path) -> Path:
 class TrainingRecord:
     """The contents of train.json.
 
-    data, val: fingerprints of the training and the validation images; unlabelled, teacher: of the unlabelled images and
+    data, val: fingerprints of the training and the validation images; unlabelled, teacher: of the unlabeled images and
     of a teacher's files, "" if there are none.
     """
 

@@ -37,9 +37,9 @@ MAX_WORKERS = 256
 class DataSettings:
     """The location of the images of a run.
 
-    data: path of the labelled images. val: path of the validation images; None: the validation split of `data`, or, if
+    data: path of the labeled images. val: path of the validation images; None: the validation split of `data`, or, if
     it has none, `val_fraction` of the images, from 0 to 1. unlabelled: inputs with more images to distill on, without
-    classes. Raises UsageError `bad_argument` for values of another type.
+    classes. Raises UsageError `bad_argument` for values of the wrong type.
     """
 
     data: str | Path
@@ -55,7 +55,7 @@ class DataSettings:
         return open_split(self.data, val=self.val, val_fraction=self.val_fraction)
 
     def open_all(self) -> TrainingImages:
-        """Return training, validation and unlabelled images; raises UsageError and ImageError."""
+        """Return training, validation and unlabeled images; raises UsageError and ImageError."""
         return TrainingImages(*self.open(), open_unlabelled(self.unlabelled) if self.unlabelled else None)
 
 
@@ -117,9 +117,7 @@ class PreparedModel(NamedTuple):
 def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool) -> None:
     """Raise UsageError `bad_argument` for settings of distillation that do not fit together."""
     if images.unlabelled is not None and not config.teacher:
-        raise UsageError(
-            "bad_argument", "there is nothing to learn from unlabeled images without a teacher", hint="--teacher MODEL"
-        )
+        raise UsageError("bad_argument", "unlabeled images can only be used with a teacher", hint="--teacher MODEL")
     if images.unlabelled is not None and not config.distill_weight:
         raise UsageError("bad_argument", "unlabeled images are not used if distill_weight is 0")
     if images.unlabelled is None and (config.unlabelled_fraction or config.unlabelled_weights):
@@ -148,15 +146,15 @@ def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool)
     if config.trainable == "head":
         raise UsageError(
             "bad_argument",
-            "a classifier alone cannot learn an embedding",
+            "with --head-only, the embedding is not trained, so it cannot be distilled",
             hint="set distill_target to logits, or leave out --head-only",
         )
 
 
 def mixture_of(config: TrainConfig, images: TrainingImages) -> Mixture | None:
-    """Return the shares of labelled and unlabelled images, if there are any of the latter.
+    """Return the shares of labeled and unlabeled images, if there are any of the latter.
 
-    Raises UsageError `bad_argument` for another number of weights than inputs.
+    Raises UsageError `bad_argument` if the number of weights differs from the number of inputs.
     """
     if images.unlabelled is None:
         return None
@@ -170,7 +168,7 @@ def check_batch_size(config: TrainConfig, images: LabelledImages | ImagePool, co
         raise UsageError(
             "bad_argument",
             f"there are {len(images)} training images, fewer than the batch size of {config.batch_size}",
-            hint=f"use --batch-size {max(len(images) // 4, 1)} or another smaller one",
+            hint=f"use --batch-size {max(len(images) // 4, 1)} or less",
         )
     if config.batch_size % context.world_size:
         multiple = math.ceil(config.batch_size / context.world_size) * context.world_size

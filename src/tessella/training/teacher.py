@@ -37,7 +37,7 @@ class ModelTeacher(Teacher):
         if config.teacher_background:
             raise UsageError(
                 "bad_argument",
-                "teacher_background is for teachers that are files; the classes of a model have no background",
+                "teacher_background is only for teachers that are files; a model has no background classes",
             )
         super().__init__(
             name=config.teacher,
@@ -85,7 +85,7 @@ def _read_class_names(config: TrainConfig, num_classes: int) -> tuple[str, ...]:
     except OSError as error:
         raise UsageError("not_found", f"teacher_labels {str(path)!r} could not be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise UsageError("bad_argument", f"teacher_labels {str(path)!r} is not text in UTF-8") from None
+        raise UsageError("bad_argument", f"teacher_labels {str(path)!r} is not UTF-8 text") from None
     names = tuple(line.strip() for line in lines if line.strip())[config.teacher_background :]
     if len(names) != num_classes:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What every teacher is: a callable from pixels to logits and embeddings.
+"""The interface of teachers: callables from pixels to logits and embeddings.
 
 Shape suffixes: B batch, C channels, H height, W width, K classes, D width of the teacher's embedding.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class TeacherOutputs(NamedTuple):
-    """What a teacher says about a batch, in float32; None for what is not asked for."""
+    """The outputs of a teacher for a batch, in float32; None for outputs that were not requested."""
 
     logits: Tensor | None  # (B,K)
     embedding: Tensor | None  # (B,D)
@@ -21,8 +21,8 @@ class TeacherOutputs(NamedTuple):
 class Teacher(abc.ABC):
     """A trained model.
 
-    size: height and width of its images in pixels; None if it reads any size. num_classes, width: of what it is asked
-    for, else 0. class_names: their names, or empty if they are unknown.
+    size: height and width of its images in pixels; None if it reads any size. num_classes, width: 0 for
+    an output that was not requested. class_names: their names, or empty if they are unknown.
     """
 
     remarks: list[str]  # sentences for the user

@@ -72,7 +72,7 @@ class FileTeacher(Teacher):
         """Read the file that `config.teacher` names.
 
         Raises WeightsError (weights_not_found, bad_format, bad_config, hash_mismatch), and UsageError `bad_argument`
-        for a graph that is no image classifier, or of which the config has to say more.
+        for a graph that is not an image classifier, or if the config lacks a setting.
         """
         files = _locate(config.teacher)
         model = read_graph(files.graph)
@@ -108,7 +108,7 @@ class FileTeacher(Teacher):
             several = None
         if several is not None and _agree(single, several, self.input):
             return several, REQUEST, node
-        self.remarks.append("the teacher reads one image at a time: its graph does not allow batches")
+        self.remarks.append("the teacher runs one image at a time, because its graph does not support batches")
         return single, 1, node
 
     def _build(self, path: Path, config: TrainConfig, batch: int) -> tuple[ov.CompiledModel, str]:

@@ -45,7 +45,7 @@ class TeacherInput:
 def read_graph(path: Path) -> ov.Model:
     """Return the graph in a file; raises WeightsError: `weights_not_found`, or `bad_format` if it cannot be read."""
     if not path.is_file():
-        raise WeightsError("weights_not_found", f"the teacher {str(path)!r} is not a file, or does not exist")
+        raise WeightsError("weights_not_found", f"the teacher {str(path)!r} does not exist or is not a file")
     try:
         return core().read_model(path)
     except Exception as error:  # each of OpenVINO's readers has its own exceptions
@@ -53,18 +53,18 @@ def read_graph(path: Path) -> ov.Model:
         raise WeightsError(
             "bad_format",
             f"the teacher {str(path)!r} could not be read by OpenVINO: {reason.strip()[:300]}",
-            hint="give an intact .onnx, .xml (with its .bin beside it) or .tflite file",
+            hint="give an intact .onnx, .xml (with its .bin in the same folder) or .tflite file",
         ) from None
 
 
 def find_input(model: ov.Model, config: TrainConfig) -> TeacherInput:
     """Return the input of a graph; what the graph leaves open is taken from the config.
 
-    Raises UsageError `bad_argument` if the graph has no single input of images, or if the config has to say more.
+    Raises UsageError `bad_argument` if the graph has no single input of images, or if the config lacks a setting.
     """
     if len(model.inputs) != 1:
         names = ", ".join(value.get_any_name() for value in model.inputs)
-        raise _refused(f"has {len(model.inputs)} inputs ({names}), expected one, of images")
+        raise _refused(f"has {len(model.inputs)} inputs ({names}), expected a single input for images")
     value = model.input(0)
     shape, kind = value.get_partial_shape(), value.get_element_type().to_string()
     if kind not in ("u8", "f32", "f16"):
@@ -76,7 +76,7 @@ def find_input(model: ov.Model, config: TrainConfig) -> TeacherInput:
     layout = config.teacher_layout or (fitting[0] if len(fitting) == 1 else "")
     if not layout:
         raise _refused(
-            f"has an input of shape {shape}, whose layout is not clear", "set teacher_layout to NHWC or NCHW"
+            f"has an input of shape {shape}, whose layout is ambiguous", "set teacher_layout to NHWC or NCHW"
         )
     if lengths[LAYOUTS[layout][2]] not in (CHANNELS, -1):
         raise _refused(f"has an input of shape {shape}, which in the layout {layout} does not have {CHANNELS} channels")

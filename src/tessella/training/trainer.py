@@ -352,7 +352,7 @@ class Trainer:
     def restore(self, saved: TrainingCheckpoint) -> int:
         """Load a checkpoint and return the number of steps done.
 
-        Raises WeightsError `damaged_checkpoint` if it is of another model.
+        Raises WeightsError `damaged_checkpoint` if it belongs to a different model.
         """
         modules = {"model": self.model} | ({} if self.ema is None else {"ema": self.ema})
         for part, module in modules.items():
@@ -360,7 +360,7 @@ class Trainer:
             if {name: x.shape for name, x in current.items()} != {name: x.shape for name, x in stored.items()}:
                 raise WeightsError(
                     "damaged_checkpoint",
-                    f"the checkpoint at step {saved.state.get('step')} is of another model than the one in train.json",
+                    f"the checkpoint at step {saved.state.get('step')} does not fit the model in train.json",
                     hint="give another --out",
                 )
             for name, value in current.items():
@@ -391,11 +391,11 @@ class Trainer:
                 self.ema_projection.load_state_dict(stored[f"ema_{_PROJECTION}"])
             center = {name: stored["center"][name].to(self.context.device) for name in ("mean", "std")}
             if any(value.shape != (width,) for value in center.values()):
-                raise ValueError("the center has another width")
+                raise ValueError("the center has a different width")
         except (RuntimeError, KeyError, ValueError):
             raise WeightsError(
                 "damaged_checkpoint",
-                "the checkpoint is of a run with another teacher",
+                "the checkpoint is from a run with a different teacher",
                 hint="delete the checkpoints, or give another --out",
             ) from None
         self.distillation.center = center

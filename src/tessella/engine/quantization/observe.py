@@ -16,7 +16,7 @@ READS_IMAGE = ("stem.", "patch_embed.")  # names of products that read the image
 
 @dataclass(frozen=True)
 class Statistics:
-    """What is known of a value that products read; C is the axis that they sum over.
+    """Statistics of a value that products read; C is the axis that they sum over.
 
     low, high: (C,), between which a channel is in QUANTILE of the images. mean: (C,). weight: (C,), the largest
     absolute weight of each channel in all products that read the value.
@@ -66,7 +66,7 @@ class Observer(Products):
             self.weights[first] = np.maximum(self.weights[first], largest)
             return
         self.weights[first] = largest
-        axes = integers(*others[1:])  # apart for each image
+        axes = integers(*others[1:])  # separately for each image
         self._outputs += [reduce(x, axes, False) for reduce in (op.reduce_min, op.reduce_max, op.reduce_mean)]
 
     def observed(self) -> list[ov.Node]:

@@ -2,7 +2,7 @@
 
 A value x with channels c is rounded as x[c] = offset + ratio[c] * scale * q, q from 0 to 255. The ratio divides the
 difficulty between activations and weights (Xiao et al., "SmoothQuant", ICML 2023) and is folded into the weights;
-the offset, which the kernels would have to handle apart, is folded into the bias. Weights have a scale for each output.
+the offset, which the kernels would have to handle separately, is folded into the bias. Weights have a scale per output.
 """
 
 from __future__ import annotations

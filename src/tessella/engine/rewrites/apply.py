@@ -22,8 +22,8 @@ def rewrite(
 ) -> Rewritten:
     """Return an equivalent of `model` for inference, with a copy of the weights; `model` does not change.
 
-    only: names from `rewrites_of(model)`; None applies all. spec: how the pixels are normalised; with it, the result
-    reads uint8 images (B,C,H,W), best in channels-last memory, instead of normalised ones. layout: one of
+    only: names from `rewrites_of(model)`; None applies all. spec: how the pixels are normalized; with it, the result
+    reads uint8 images (B,C,H,W), best in channels-last memory, instead of normalized ones. layout: one of
     `layouts_of(model)`; "" uses the first. Raises UsageError `bad_argument` for unknown names.
     """
     family = family_of(model)
@@ -33,7 +33,9 @@ def rewrite(
         raise UsageError("bad_argument", f"layout is {layout!r}", hint=f"known: {', '.join(layouts) or 'none'}")
     layout = layout or (layouts[0] if layouts else "")
     if unknown := set(only or ()) - set(known):
-        raise UsageError("bad_argument", f"no rewrite {', '.join(sorted(unknown))}", hint=f"known: {', '.join(known)}")
+        raise UsageError(
+            "bad_argument", f"there is no rewrite {', '.join(sorted(unknown))}", hint=f"known: {', '.join(known)}"
+        )
     device = next(model.parameters()).device
     # weights are folded on the CPU, as not every device supports float64
     net = copy.deepcopy(model).cpu().eval().requires_grad_(False)

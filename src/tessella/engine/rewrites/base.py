@@ -34,7 +34,7 @@ class Rewritten(nn.Module):
         self.applied = applied
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,C,H,W), normalised or, with the rewrite "pixels", uint8 -> (B,classes) logits, (B,width) embedding."""
+        """(B,C,H,W), normalized or, with the rewrite "pixels", uint8 -> (B,classes) logits, (B,width) embedding."""
         features = self.net.forward_features(x)
         return self.net.forward_head(features), self.net.forward_head(features, pre_logits=True)
 
@@ -50,7 +50,7 @@ class Unchanged(Rewritten):
         self.spec = spec
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,C,H,W), normalised or, with a spec, uint8 -> (B,classes) logits, (B,width) embedding."""
+        """(B,C,H,W), normalized or, with a spec, uint8 -> (B,classes) logits, (B,width) embedding."""
         if self.spec is not None:
             mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.spec.mean, self.spec.std))
             x = ((x.float() / 255 - mean) / std).to(next(self.net.parameters()).dtype)
@@ -81,7 +81,7 @@ class Family(abc.ABC, Generic[Model]):
 
     @abc.abstractmethod
     def fold_pixels(self, net: Model, spec: InputSpec) -> None:
-        """Make `net` read uint8 pixels by folding the normalisation into its patch embedding."""
+        """Make `net` read uint8 pixels by folding the normalization into its patch embedding."""
 
     def finish(self, net: Model, layout: str) -> None:
         """Prepare `net` for its layout, after all rewrites."""

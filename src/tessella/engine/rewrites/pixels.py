@@ -1,4 +1,4 @@
-"""Patch embeddings that read uint8 pixels: the normalisation (u / 255 - mean) / std is folded into their weights.
+"""Patch embeddings that read uint8 pixels: the normalization (u / 255 - mean) / std is folded into their weights.
 
 Shape suffixes: as in the model files, and S for the values of a patch (pixels times channels).
 """
@@ -21,13 +21,13 @@ def on_pixels(projection: nn.Module, spec: InputSpec) -> nn.Module:
     assert isinstance(projection, nn.Sequential)
     first = projection[0]
     assert isinstance(first, nn.Conv2d)
-    return NormalisedPixels(projection, first, spec)
+    return NormalizedPixels(projection, first, spec)
 
 
 class PixelPatches(nn.Module):
     """A patch embedding on raw pixels: (B,C,H,W) uint8 or float, 0 to 255 -> (B,D,h,w), stored channels-last.
 
-    The normalisation is affine, so it can be folded into the convolution; this is exact because there is no padding.
+    The normalization is affine, so it can be folded into the convolution; this is exact because there is no padding.
     Integers up to 255 are exact in every precision. As patches do not overlap, this is one matrix product.
     """
 
@@ -48,8 +48,8 @@ class PixelPatches(nn.Module):
         return self.linear(patches.flatten(3).to(self.linear.weight.dtype)).permute(0, 3, 1, 2)
 
 
-class NormalisedPixels(nn.Module):
-    """Normalise pixels (B,C,H,W) and run `inner`, whose convolutions are padded: their padding is `mean`, not black."""
+class NormalizedPixels(nn.Module):
+    """Normalize pixels (B,C,H,W) and run `inner`, whose convolutions are padded: their padding is `mean`, not black."""
 
     def __init__(self, inner: nn.Module, conv: nn.Conv2d, spec: InputSpec):
         super().__init__()
@@ -58,8 +58,8 @@ class NormalisedPixels(nn.Module):
         self.inner = inner
 
     def forward(self, pixels_BCHW: Tensor) -> Tensor:
-        normalised: Tensor = self.inner(torch.addcmul(self.shift, pixels_BCHW.to(self.scale.dtype), self.scale))
-        return normalised
+        patches: Tensor = self.inner(torch.addcmul(self.shift, pixels_BCHW.to(self.scale.dtype), self.scale))
+        return patches
 
 
 def _per_channel(values: Collection[float], conv: nn.Conv2d) -> Tensor:
