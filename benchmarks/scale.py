@@ -1,8 +1,8 @@
 """Simulate how long a billion images take on many nodes, some of which fail or are slow: `python benchmarks/scale.py`.
 
-An idle node gets the next shard, as with Ray. A node that fails loses its current shard. After AWAY seconds, the failure
-is noticed: the shard is given to an idle node, and the failed node is replaced. A slow node is always slow. Measured
-values come from `--measure`, which times Ray and the ledger on this machine, and from earlier files in
+An idle node gets the next shard, as with Ray. A node that fails loses its current shard. AWAY seconds later, the
+failure is noticed: the shard is given to an idle node, and the failed node is replaced. A slow node is always slow.
+Measured values come from `--measure`, which times Ray and the ledger on this machine, and from earlier files in
 benchmarks/results; assumed values are marked as such. Both modes write a CSV file to benchmarks/results.
 """
 
