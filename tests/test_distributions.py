@@ -114,3 +114,11 @@ def test_an_old_distribution_beside_the_new_one_is_refused(tree: Path, tmp_path:
     done = check(tmp_path / "dist", tree)
     assert done.returncode == 1
     assert "has 2 files *.whl, expected one" in done.stderr
+
+
+@pytest.mark.parametrize("extras", ["torch,nope", "torch nope", "torch, nope"])
+def test_the_release_refuses_an_unknown_extra_among_several(extras: str) -> None:
+    command = ["bash", str(ROOT / "scripts" / "release"), "--extras", *extras.split(" ")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pyproject.toml has no extra 'nope', only torch, onnx, ")
