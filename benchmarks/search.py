@@ -54,9 +54,11 @@ def make_run(out: Path, vectors_ND: Floats) -> int:
     (out / shards.SHARDS).mkdir(parents=True)
     sources = [Source(f"{i:08d}.jpg", f"{i:08d}.jpg") for i in range(len(vectors_ND))]
     count, digest = write_manifest(out / MANIFEST, sources, SHARD_ROWS)
-    facts = dict(fingerprint="0" * 16, model="synthetic", transform="exact", policy="tessella", precision="float32",
-                 labels=[], top=0, dtype="float16", width=WIDTH, shard_rows=SHARD_ROWS, rows=count,
-                 manifest=digest)  # fmt: skip
+    facts = run_folder.RunFacts(
+        fingerprint="0" * 16, model="synthetic", precision="float32", engine="none", transform="exact",
+        policy="tessella", device="cpu", batch=1, threads=1, shard_rows=SHARD_ROWS, top=0, dtype="float16",
+        width=WIDTH, inputs=[], labels=[], rows=count, manifest=digest,
+    )  # fmt: skip
     run_folder.write_facts(out / run_folder.RUN, facts)
     written = 0
     with Ledger(out, new=True) as ledger:
