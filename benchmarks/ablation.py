@@ -53,7 +53,7 @@ def row_of(kernel: int, patch: int, run: Path, config: TrainConfig) -> dict[str,
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", metavar="DATA")
+    parser.add_argument("data", metavar="TRAIN", help="cifar10-train.parquet")
     parser.add_argument("--runs", type=Path, required=True, help="folder for the training runs")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -64,9 +64,7 @@ def main() -> None:
         config = config_of(kernel, patch, args.epochs)
         run = args.runs / f"k{kernel}_p{patch}_{args.epochs}"
         if not (run / "report" / "report.md").exists():
-            train(
-                args.data, run, config, on_event=lambda event: print(event) if isinstance(event, EpochEvent) else None
-            )
+            train(args.data, run, config, on_event=print_epoch)
         rows.append(row_of(kernel, patch, run, config))
         paper = PAPER[9, patch] - PAPER[9, PATCHES[0]] if kernel == 9 else PAPER[kernel, 1] - PAPER[9, 1]
         rows[-1] |= dict(change=round(rows[-1]["top1"] - rows[0]["top1"], 2), paper_change=round(paper, 2))

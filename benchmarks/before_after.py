@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import os
 import shutil
 import statistics
@@ -21,6 +22,10 @@ import time
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
+
+from table import unused_path
+
+from tessella.machine import hardware
 
 COMMANDS = {
     "import tessella": ["-c", "import tessella"],
@@ -48,13 +53,18 @@ for engine in {engines!r}:
 MODELS = ("convmixer_256_8_ks3_p4.cifar10", "mixer_ti_p4_32.cifar10", "crossvit_ti_dagger_p4_32.cifar10")
 
 
+def own_folder(tree: Path, folder: Path) -> Path:
+    """Return the folder for the files of a checkout; two checkouts can have the same name."""
+    return folder / hashlib.sha256(str(tree).encode()).hexdigest()[:8]
+
+
 def run(tree: Path, arguments: list[str], folder: Path, status: tuple[int, ...] = (0,)) -> tuple[float, str]:
     """Run Python with the package of a checkout; return seconds and standard output."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(tree / "src"),
         "HF_HUB_OFFLINE": "1",
-        "TESSELLA_CACHE": str(folder / f"cache-{tree.name}"),
+        "TESSELLA_CACHE": str(own_folder(tree, folder) / "cache"),
     }
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
@@ -66,7 +76,7 @@ def run(tree: Path, arguments: list[str], folder: Path, status: tuple[int, ...] 
 def start_up(trees: tuple[Path, Path], rounds: int, folder: Path) -> Iterator[tuple[str, str, list[tuple[float, ...]]]]:
     """Yield (name, unit, seconds before and after per round) for each command; a first round warms the caches."""
     places = {name: str(trees[1] / name) for name in ("examples", "clothing")}
-    runs = {tree: folder / f"run-{tree.name}" for tree in trees}
+    runs = {tree: own_folder(tree, folder) / "run" for tree in trees}
     for tree in trees:
         run(tree, ["-m", "tessella", "run", places["clothing"], "-o", str(runs[tree])], folder)
         run(tree, ["-m", "tessella", "index", str(runs[tree])], folder)
@@ -75,7 +85,7 @@ def start_up(trees: tuple[Path, Path], rounds: int, folder: Path) -> Iterator[tu
         for number in range(rounds + 1):
             pair = []
             for tree in trees if number % 2 else trees[::-1]:
-                fresh = folder / f"fresh-{tree.name}"
+                fresh = own_folder(tree, folder) / "fresh"
                 shutil.rmtree(fresh, ignore_errors=True)
                 arguments = [part.format(**places, fresh=fresh, run=runs[tree]) for part in command]
                 pair.append((tree, run(tree, arguments, folder, (0, 3) if name == "a wrong path" else (0,))[0]))
@@ -103,7 +113,7 @@ def main() -> None:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--rounds", type=int, default=7, help="number of timed rounds")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, metavar="FILE", help="CSV file; if it exists, a number is added")
     args = parser.parse_args()
     trees = (args.before.resolve(), args.after.resolve())
     rows = []
@@ -112,17 +122,18 @@ def main() -> None:
         for name, unit, values in chain(start_up(trees, args.rounds, folder), engines(trees, args.rounds, folder)):
             before, after = zip(*values, strict=True)
             ratio = statistics.median(b / a for a, b in values)
-            row = dict(what=name, unit=unit, n=len(values), ratio=round(ratio, 3))
+            row: dict[str, object] = dict(what=name, unit=unit, n=len(values), ratio=round(ratio, 3))
             for label, some in (("before", before), ("after", after)):
                 row |= {
                     label: round(statistics.median(some), 3),
                     f"{label}_min": round(min(some), 3),
                     f"{label}_max": round(max(some), 3),
                 }
+            row |= dict(hardware=hardware("cpu"), date=time.strftime("%Y-%m-%d"))
             print(row, flush=True)
             rows.append(row)
     if args.out:
-        with args.out.open("w", newline="") as file:
+        with unused_path(args.out).open("w", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)

@@ -1,4 +1,4 @@
-"""Measure bulk runs: `scripts/bench bulk PHOTOS.tar [--odd ODD.tar.gz] [--parts loader,odd,memory,share,listing]`.
+"""Measure bulk runs: `scripts/bench bulk PHOTOS.tar [--odd ODD.tar.gz] [--parts loader,memory...]`.
 
     loader   rate of `tessella run` (exact, fast, and fast with the engine --engine), and of timm's data set, transform
              and loader without a model, for the same input size; two processes each, with every photograph --times
@@ -32,6 +32,7 @@ import torch
 from cpu_time import cpu_seconds
 from end_to_end import FIVE, model_alone
 from peers import timm_importable
+from table import RESULTS, unused_path
 
 import tessella
 from tessella.bulk import RunSettings, run
@@ -46,6 +47,7 @@ from tessella.predictor import Predictor
 from tessella.records import slug
 
 MODEL = "convmixer_256_8_ks3_p4.cifar10"  # of all results so far: small, so that reading images takes most of the time
+PARTS = ("loader", "odd", "memory", "share", "listing")
 PROCESSES = 2
 ODD_SHARE = 0.1
 
@@ -228,8 +230,8 @@ def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(prog="scripts/bench bulk", description=__doc__.splitlines()[0])
     parser.add_argument("archive", type=Path, help=".tar file with JPEG photographs")
-    parser.add_argument("--odd", type=Path)
-    parser.add_argument("--parts", default="loader,odd,memory,share,listing")
+    parser.add_argument("--odd", type=Path, metavar="FILE", help="archive of odd and broken files, for the part odd")
+    parser.add_argument("--parts", help="parts, separated by commas  [default: all; odd only with --odd]")
     parser.add_argument("--models", nargs="+", default=list(FIVE), metavar="NAME", help="models to measure")
     parser.add_argument("--seconds", type=float, default=30, help="seconds per round of the model alone, for share")
     parser.add_argument("--rounds", type=int, default=3, help="number of timed rounds")
@@ -237,18 +239,21 @@ def main() -> None:
     parser.add_argument("--engine", default="openvino", help="another engine for loader")
     parser.add_argument("--limit", type=int, help="maximum number of photographs")
     parser.add_argument("--rows", type=int, default=10_000_000, help="rows of the listing")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV file")
     args = parser.parse_args()
+    chosen = args.parts.split(",") if args.parts else [part for part in PARTS if part != "odd" or args.odd]
+    if unknown := [part for part in chosen if part not in PARTS]:
+        parser.error(f"--parts has {', '.join(unknown)}, expected some of {', '.join(PARTS)}")
+    if "odd" in chosen and not args.odd:
+        parser.error("the part odd needs --odd FILE")
     version = ".".join(torch.__version__.split(".")[:2])
-    stem = f"bulk_{slug(hardware('cpu'))}_float32_torch{version}_{time.strftime('%Y-%m-%d')}"
-    results = Path(__file__).resolve().parent / "results"
-    path = next(
-        p for i in range(1, 100) if not (p := results / (f"{stem}_{i}.csv" if i > 1 else f"{stem}.csv")).exists()
-    )
+    name = f"bulk_{slug(hardware('cpu'))}_float32_torch{version}_{time.strftime('%Y-%m-%d')}.csv"
+    path = unused_path(args.out / name)
     conditions = dict(
         processes=PROCESSES, hardware=hardware("cpu"), torch=torch.__version__, date=time.strftime("%Y-%m-%d")
     )
-    with tempfile.TemporaryDirectory() as name, path.open("w", newline="") as file:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary, path.open("w", newline="") as file:
+        folder = Path(temporary)
         photos = folder / "photos" / "all"  # timm expects a folder per class
         photos.mkdir(parents=True)
         with tarfile.open(args.archive) as tar:
@@ -265,7 +270,7 @@ def main() -> None:
         )
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
-        for part in args.parts.split(","):
+        for part in chosen:
             for row in parts[part]():
                 writer.writerow(row | conditions)
                 file.flush()

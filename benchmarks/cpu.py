@@ -22,12 +22,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 
 import report
+from end_to_end import FIVE
 from starts import time_starts
 from stock import stock
+from table import RESULTS, unused_path
 
 from tessella import machine
 from tessella.engine.plan import has_native_bfloat16
@@ -35,8 +36,6 @@ from tessella.performance.candidates import Candidate, engine_candidate, load_ca
 from tessella.performance.measuring import BenchmarkRow, measure
 from tessella.records import slug
 
-FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
-RESULTS = Path(__file__).resolve().parent / "results"
 SECONDS, ROUNDS, JUDGING = 840.0, 7, 0.75  # time limit, rounds, fraction of the time in which the gate is evaluated
 
 
@@ -244,8 +243,7 @@ def write_rows(path: Path, rows: Sequence[Row]) -> None:
 def result_path() -> Path:
     """Return cpu_<hardware>_<date>.csv, with a number if the file exists."""
     stem = f"cpu_{slug(conditions()['cpu'])}-{conditions()['cpu_class'].replace('_', '-')}_{conditions()['date']}"
-    names = (RESULTS / f"{stem}{'' if number == 1 else f'_{number}'}.csv" for number in count(1))
-    return next(path for path in names if not path.exists())
+    return unused_path(RESULTS / f"{stem}.csv")
 
 
 def parse() -> argparse.Namespace:
@@ -274,6 +272,8 @@ def parse() -> argparse.Namespace:
     args = parser.parse_args()
     if args.resume and args.out is None:
         parser.error("--resume needs --out")
+    if args.out and args.out.exists() and not args.resume:
+        parser.error(f"{args.out} exists; give another --out, or --resume to measure what it lacks")
     if args.quick:
         args.rounds, args.turn_seconds, args.seconds = 3, args.turn_seconds or 0.05, min(args.seconds, 180.0)
         args.skip_compile = args.skip_gate = True

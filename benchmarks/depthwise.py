@@ -1,9 +1,9 @@
 """Measure training steps of ConvMixer in bfloat16 with the faster weight gradient of depthwise convolutions.
 
 `scripts/bench depthwise`. A step is forward, backward and AdamW on random images, as `tessella train` does it, with
-channels-last memory. Steps with PyTorch's own gradient and with that of tessella/training/depthwise.py alternate. Rows
-are written to benchmarks/results as a CSV file: the median time per image of both, and the median of the ratios of
-pairs with their range.
+channels-last memory. Steps with PyTorch's own gradient and with that of tessella/training/depthwise.py alternate, and
+each one is the first of every second pair. Rows are written to benchmarks/results as a CSV file: the median time per
+image of both, and the median of the ratios of pairs with their range.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from table import write_table
+from table import RESULTS, write_table
 
 from tessella import create_model
 from tessella.training.depthwise import use_fast_gradients
@@ -58,12 +59,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=7, metavar="N", help="pairs of steps per model [default: 7]")
     parser.add_argument("--note", default="", help="conditions of the measurement, kept with the rows")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV file")
     args = parser.parse_args()
     rows = []
     for name, size, batch, changes in CASES:
         plain, fast = (make_step(name, size, batch, changes, converted) for converted in (False, True))
         plain(), fast()  # the first steps prepare kernels and memory
-        pairs = [(plain(), fast()) for _ in range(args.steps)]
+        pairs = [(plain(), fast()) if i % 2 else (fast(), plain())[::-1] for i in range(args.steps)]
         ratios = [one / other for one, other in pairs]
         medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
         rows.append(
@@ -82,7 +84,7 @@ def main() -> None:
             )
         )
         print(rows[-1], flush=True)
-    write_table("depthwise", rows, precision="bfloat16")
+    write_table("depthwise", rows, args.out, precision="bfloat16")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Compare the rate from files to predictions with that of the model: `python benchmarks/end_to_end.py PHOTOS.tar`.
 
-For each model, in alternating rounds: the engine on batches of decoded pixels ("model"), and `Predictor.records` on the
-files of the archive, with the transform "exact" and "fast". Engine, plan and number of images are the same; weights are
-random. `share_of_model` is the rate from files divided by that of the model in the same rounds. `share_of_cpu` is the
-CPU time of the model divided by that of everything: other work on the machine disturbs it less. The engine is the
-one that `load` chooses for the model on this machine, or --engine. Peak memory is what a round added to the
-process, after half and after all of its images. The result is written to benchmarks/results as a CSV file.
+For each model, in rounds whose order rotates: the engine on batches of decoded pixels ("model"), and
+`Predictor.records` on the files of the archive, with the transform "exact" and "fast". Engine, plan and number of
+images are the same; weights are random. `share_of_model` is the rate from files divided by that of the model, medians
+of the same rounds. `share_of_cpu` is the CPU time of the model divided by that of everything: other work on the machine
+disturbs it less. The engine is the one that `load` chooses for the model on this machine, or --engine. Peak memory is
+what the last round added to the process, after half and after all of its images. The result is written to
+benchmarks/results as a CSV file.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from table import RESULTS, unused_path
 
 from tessella.data.source import Source
 from tessella.data.sources import iter_sources
@@ -93,12 +95,17 @@ def measure(name: str, archive: str, seconds: float, rounds: int, engine: str) -
     few = 4 * plan.batch_size
     rate = few / min(model_alone(exact, few) for _ in range(2))
     count = max(few, round(rate * seconds))
-    taken: dict[str, list[Taken]] = {"model": [], "exact": [], "fast": []}
-    errors, halves, peaks = {"model": 0}, {"model": 0.0}, {"model": 0.0}
-    for _ in range(rounds):
-        taken["model"].append(run_model(exact, count))
-        for path, predictor in (("exact", exact), ("fast", fast)):
-            found, errors[path], halves[path], peaks[path] = from_files(predictor, archive, count)
+    runs = {
+        "model": lambda: (run_model(exact, count), 0, 0.0, 0.0),
+        "exact": lambda: from_files(exact, archive, count),
+        "fast": lambda: from_files(fast, archive, count),
+    }
+    taken: dict[str, list[Taken]] = {path: [] for path in runs}
+    errors, halves, peaks = dict[str, int](), dict[str, float](), dict[str, float]()
+    for turn in range(rounds):
+        for place in range(len(runs)):
+            path = [*runs][(place + turn) % len(runs)]
+            found, errors[path], halves[path], peaks[path] = runs[path]()
             taken[path].append(found)
     rows: list[dict[str, object]] = []
     for path, rows_taken in taken.items():
@@ -143,9 +150,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12, help="seconds per round of the model alone")
     parser.add_argument("--rounds", type=int, default=3, help="number of timed rounds")
     parser.add_argument("--engine", default="auto", help="engine, as for `tessella classify`")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV file")
     args = parser.parse_args()
-    stem = f"end-to-end_{slug(hardware('cpu'))}_{time.strftime('%Y-%m-%d')}"
-    path = Path(__file__).resolve().parent / "results" / f"{stem}.csv"
+    path = unused_path(args.out / f"end-to-end_{slug(hardware('cpu'))}_{time.strftime('%Y-%m-%d')}.csv")
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()

@@ -29,13 +29,13 @@ from typing import Any
 if "--dry-run" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when it is imported
 import torch
+from table import RESULTS, unused_path
 from torch import Tensor
 
 FIVE = ("convmixer_768_32", "convit_base", "gmixer_24_224", "mixer_b16_224", "crossvit_9_240")
 TINY = ("convmixer_256_8_ks3_p4", "gmixer_ti_p4_32")  # for --dry-run
 DRY = "--dry-run" in sys.argv
 DEVICE = "cpu" if DRY else "cuda"
-RESULTS = Path(__file__).resolve().parent / "results"
 OURS, KERNELS, EAGER, COMPILE = "tessella", "tessella, experimental kernels", "eager", "torch.compile"
 TURN_SECONDS = 0.2  # per candidate and round, at least one pass
 GEMM_SIDE = 256 if DRY else 8192
@@ -468,7 +468,8 @@ def main() -> int:
         print(f"scripts/bench gpu needs a GPU: PyTorch {torch.__version__} (built with {built}) finds none here; "
               "for this machine's CPU use scripts/bench cpu", file=sys.stderr)  # fmt: skip
         return 2
-    folder = args.out or RESULTS / f"gpu_{'-'.join(hardware().lower().split())}_{time.strftime('%Y-%m-%d')}"
+    name = f"gpu_{'-'.join(hardware().lower().split())}_{time.strftime('%Y-%m-%d')}"
+    folder = args.out or unused_path(RESULTS / name)
     folder.mkdir(parents=True, exist_ok=True)
     budget = Budget(args.seconds)
     kernels = check_kernels(Budget(args.seconds / 4), folder / "kernels.csv")  # most of which is compilation

@@ -12,8 +12,8 @@ and then the steps of these paths one by one: reading the header, decoding at fu
 without color conversion and chroma), and the resizes. The archive is read `--rounds` times. Times are those of the
 thread, so that other processes on the machine disturb them less. The time of a photograph is the best of its rounds,
 that of a recipe the mean over photographs, and its spread the range of that mean between rounds. The differences count
-gray levels between "exact" and "fast". With `--model`, top classes and embeddings of both are compared, too. The result
-is written to benchmarks/results as a CSV file.
+gray levels between "exact" and "fast". With `--models`, top classes and embeddings of both are compared, too. The
+result is written to benchmarks/results as a CSV file.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ import numpy as np
 import PIL
 import simplejpeg
 from PIL import Image
+from table import RESULTS, unused_path
 
 import tessella
 from tessella.data.formats import jpeg
@@ -200,12 +201,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="number of timed rounds")
     parser.add_argument("--limit", type=int, default=None, help="maximum number of photographs, evenly spaced")
     parser.add_argument("--models", nargs="*", default=[], metavar="NAME", help="models whose outputs are compared")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV file")
     args = parser.parse_args()
     with tarfile.open(args.archive) as archive:
         members = [m for m in archive if m.name.lower().endswith((".jpg", ".jpeg"))]
-        members = members[:: max(1, len(members) // (args.limit or len(members)))][: args.limit]
-        photos = [file.read() for m in members if (file := archive.extractfile(m))]
+        count = min(args.limit or len(members), len(members))
+        chosen = [members[i * len(members) // count] for i in range(count)]
+        photos = [file.read() for m in chosen if (file := archive.extractfile(m))]
     conditions = dict(
         hardware=hardware("cpu"),
         python=platform.python_version(),
@@ -214,7 +216,7 @@ def main() -> None:
         numpy=np.__version__,
         date=datetime.date.today().isoformat(),
     )
-    out = args.out / f"input-path_{slug(hardware('cpu'))}_{args.archive.stem}_{conditions['date']}.csv"
+    out = unused_path(args.out / f"input-path_{slug(hardware('cpu'))}_{args.archive.stem}_{conditions['date']}.csv")
     gains = []
     with out.open("w", newline="") as file:
         table = csv.DictWriter(file, FIELDS, lineterminator="\n")

@@ -1,15 +1,15 @@
-"""Add trained models to the package: `python benchmarks/register.py RUN ... --test FILE`, each RUN of a finished run.
+"""Add the models of benchmarks/train_cifar10.py to the package: `python benchmarks/register.py RUN ... --test FILE`.
 
-A run was made without the test images: a tenth of cifar10-train.parquet was held out, and recipes were chosen by it.
-FILE is what the test images gave, once, after all choices:
+Each RUN is a finished run, such as OUT/mixer_ti_p4_32; of a model that is trained in two stages, it is both runs,
+OUT/convmixer-1,OUT/convmixer-2. They were made without the test images: a tenth of cifar10-train.parquet was held out,
+and the settings in benchmarks/cifar10_models were chosen by it. FILE has the figures of the test images, which were
+evaluated once, after all choices:
 
     tessella evaluate cifar10-test.parquet --engine rewritten --precision float32 --no-calibration --json \\
         -m local-dir:RUN ... > FILE
 
 The weights are written to src/tessella/weights/builtin as ARCHITECTURE.cifar10, with a row in builtin.json and a card
-with the run's figures and every epoch; the settings are written to benchmarks/cifar10/ARCHITECTURE.json, from which the
-run can be reproduced. A run that started from the weights of another run is described as a chain, with the settings and
-epochs of all runs. RUN0 stands for the weights that are replaced, if the chain started from them. Afterwards run
+with the figures and every epoch of the runs. A run with other settings is refused. Afterwards run
 `scripts/bench calibration make`, `python -m tessella.weights.counting`, `scripts/bench golden`,
 `python -m tests.test_builtin` and `python -m tests.test_fingerprints`, which update what depends on the weights.
 """
@@ -20,27 +20,54 @@ import argparse
 import hashlib
 import json
 import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import train_cifar10 as recipe
+
 from tessella.info import info
 from tessella.storage import write_atomic
-from tessella.training.config import TrainConfig, read_config
+from tessella.training.config import TrainConfig, differences, read_config
 from tessella.weights.catalogue import BUILTIN_FOLDER
 
-CONFIGS = Path(__file__).parent / "cifar10"
 TAG, MOST_BYTES, FOLDER = "cifar10", 3_000_000, "local-dir:"
+COMMAND = "python benchmarks/train_cifar10.py cifar10-train.parquet OUT"
+PATHS = ("init_from", "teacher")  # settings that name files, which may be elsewhere
+NAMES = ("model", "model_args.kernel_size")  # an architecture of an earlier stage can be written in two ways
 NOTE = "trained by this project on a JPEG copy of CIFAR-10: it knows these ten classes only, at 32 px"
 
 
-def register(run: Path, begun: str, test: dict[str, Any]) -> str:
-    """Write or replace the weights, row, card and settings of a model, and return its name.
+@dataclass(frozen=True)
+class Stage:
+    """A finished run: its settings, and its report."""
 
-    test: what `tessella evaluate` gave for the test images.
+    settings: dict[str, Any]
+    report: dict[str, Any]
+
+    @classmethod
+    def read(cls, run: Path, name: str, *, is_last: bool = True) -> Stage:
+        """Read the files of a run. Exits if its settings are not those of this name in the recipe."""
+        settings = TrainConfig.from_dict(read_config(run / "train.json"))
+        allowed = PATHS if is_last else PATHS + NAMES
+        if changed := [key for key in differences(recipe.read_settings(name), settings) if key not in allowed]:
+            raise SystemExit(f"{run} was not made with the settings of {name}: {', '.join(changed)} differ")
+        return cls(settings.as_dict(), json.loads((run / "report" / "report.json").read_text()))
+
+
+def register(runs: Sequence[Path], test: dict[str, Any]) -> str:
+    """Write or replace the weights, row and card of a model, and return its name.
+
+    runs: the stages of its training. test: what `tessella evaluate` gave for the test images.
     """
+    run = runs[-1]
     told = json.loads((run / "config.json").read_text())
     name = f"{told['architecture']}.{TAG}"
+    names = recipe.STAGES if len(runs) > 1 else (told["architecture"],)
+    if len(runs) != len(names):
+        raise SystemExit(f"{name} has {len(runs)} runs, expected {len(names)}")
+    stages = [Stage.read(one, key, is_last=one is run) for one, key in zip(runs, names, strict=True)]
     weights = run / "model.safetensors"
     if weights.stat().st_size > MOST_BYTES:
         raise SystemExit(
@@ -48,11 +75,20 @@ def register(run: Path, begun: str, test: dict[str, Any]) -> str:
         )
     file = BUILTIN_FOLDER / f"{name}.safetensors"
     shutil.copyfile(weights, file)
+    write_row(told, file, test)
+    write_atomic(BUILTIN_FOLDER / f"{name}.md", card(stages, told, test).encode())
+    return name
 
+
+def write_row(told: dict[str, Any], file: Path, test: dict[str, Any]) -> None:
+    """Replace the row of an architecture in builtin.json, or add one before the others of its family.
+
+    told: the config.json of the model. file: its weights.
+    """
     table = BUILTIN_FOLDER / "builtin.json"
     rows: list[dict[str, Any]] = json.loads(table.read_text())
     places = {row["name"].partition(".")[0]: place for place, row in enumerate(rows)}
-    if told["architecture"] not in places:  # as the first of its family
+    if told["architecture"] not in places:
         place = next(i for i, row in enumerate(rows) if row["name"].split("_")[0] == told["architecture"].split("_")[0])
         rows.insert(place, rows[place])
     else:
@@ -60,35 +96,10 @@ def register(run: Path, begun: str, test: dict[str, Any]) -> str:
     prepared = {key: told["pretrained_cfg"][key] for key in ("input_size", "interpolation", "crop_pct", "mean", "std")}
     accuracy = {key: round(100 * test[key], 2) for key in ("top1", "top5")} | dict(img_size=prepared["input_size"][1])
     rows[place] = rows[place] | prepared | dict(
-        name=name, num_classes=told["num_classes"], label_names=told["label_names"], file=file.name,
+        name=file.stem, num_classes=told["num_classes"], label_names=told["label_names"], file=file.name,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(), note=NOTE, accuracy={TAG: accuracy},
     )  # fmt: skip
     write_atomic(table, (json.dumps(rows, indent=1) + "\n").encode())
-    CONFIGS.mkdir(exist_ok=True)
-    usual, runs = TrainConfig().as_dict(), chain(run)
-    stages = []
-    for number, (one, settings) in enumerate(runs, 1):
-        chosen = {key: value for key, value in settings.items() if key == "model" or value != usual[key]}
-        if number > 1 or settings["model"] == name:  # the name would refer to the new weights
-            chosen["model"] = f"{FOLDER}RUN{number - 1}"
-        if chosen.get("teacher"):
-            chosen["teacher"] = f"{FOLDER}TEACHER"
-        file = CONFIGS / f"{told['architecture']}{f'-{number}' if len(runs) > 1 else ''}.json"
-        write_atomic(file, (json.dumps(chosen, indent=1) + "\n").encode())
-        out = f"RUN{number}" if len(runs) > 1 else "RUN"
-        command = f"tessella train cifar10-train.parquet --config benchmarks/cifar10/{file.name} --out {out}"
-        stages.append(Stage(command, settings, json.loads((one / "report" / "report.json").read_text())))
-    write_atomic(BUILTIN_FOLDER / f"{name}.md", card(stages, told, begun, test).encode())
-    return name
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A run of a chain: the command that reproduces it, its settings and its report."""
-
-    command: str
-    settings: dict[str, Any]
-    report: dict[str, Any]
 
 
 def architecture_of(name: str) -> str:
@@ -96,14 +107,8 @@ def architecture_of(name: str) -> str:
     return str(json.loads((Path(name.removeprefix(FOLDER)) / "config.json").read_text())["architecture"])
 
 
-def chain(run: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Return the runs that `run` was started from, the first one first, and the run itself, each with its settings."""
-    settings = read_config(run / "train.json")
-    before = settings["model"].startswith(FOLDER)
-    return [*(chain(Path(settings["model"].removeprefix(FOLDER))) if before else []), (run, settings)]
-
-
-def card(stages: list[Stage], told: dict[str, Any], begun: str, test: dict[str, Any]) -> str:
+def card(stages: Sequence[Stage], told: dict[str, Any], test: dict[str, Any]) -> str:
+    """Return the card as Markdown."""
     report = stages[-1].report
     metrics, conditions = report["metrics"], report["conditions"]
     settings = stages[-1].settings
@@ -121,11 +126,10 @@ def card(stages: list[Stage], told: dict[str, Any], begun: str, test: dict[str, 
         f"{100 * test['top1']:.2f} %, top-5 {100 * test['top5']:.2f} %, loss {test['loss']:.4f}, calibration error "
         f"{test['ece']:.4f} before its calibration. The data is a JPEG copy of CIFAR-10, so the figures are slightly "
         "lower than those for the original pixels.", "",
-        f"Trained on 90 % of the 50,000 training images, from {begun}, seed {settings['seed']}; the recipe was chosen "
-        f"by the accuracy on the other {metrics['count']:,} images, {100 * metrics['top1']:.2f} % at the end. With "
-        "cifar10-train.parquet alone in a folder (cifar10-test.parquet beside it would be used for validation):", "",
-        *(f"    {stage.command}" for stage in stages), "",
-        *([f"TEACHER is the run of `{architecture_of(settings['teacher'])}`.", ""] if settings["teacher"] else []),
+        f"Trained on 90 % of the 50,000 training images, from random weights, seed {settings['seed']}; the settings "
+        f"were chosen by the accuracy on the other {metrics['count']:,} images, {100 * metrics['top1']:.2f} % at the "
+        f"end. {' '.join([*facts_about(stages), 'In the root of the repository:'])}", "",
+        f"    {COMMAND}", "",
         f"{conditions['hardware']}; {conditions['versions'].split(', openvino')[0]}; {hours:.1f} hours, other work "
         f"at the same time. The weights are those of the last step"
         f"{', averaged exponentially over the steps' if settings['ema_decay'] else ''}.", "",
@@ -139,18 +143,33 @@ def card(stages: list[Stage], told: dict[str, Any], begun: str, test: dict[str, 
     return "\n".join(lines) + "\n"
 
 
+def facts_about(stages: Sequence[Stage]) -> Iterator[str]:
+    """Yield sentences about the stages and the teacher, if there are several stages or a teacher."""
+    if len(stages) > 1:
+        epochs = " and ".join(str(stage.settings["epochs"]) for stage in stages)
+        yield (
+            f"There were {len(stages)} stages of {epochs} epochs: the second one started from the weights of the first "
+            "one, whose depthwise kernels were padded with zeros."
+        )
+    if teacher := stages[-1].settings["teacher"]:
+        yield f"The teacher was `{architecture_of(teacher)}`, trained on the same images."
+
+
 def main() -> None:
+    assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folder of a finished run, or of all stages, separated by commas"
+    )
     parser.add_argument(
         "--test", type=Path, required=True, metavar="FILE", help="evaluation of the runs, as JSON lines"
     )
-    parser.add_argument("--begun", default="random weights", help="what training started from, for the card")
     args = parser.parse_args()
     rows = map(json.loads, args.test.read_text().splitlines())
     evaluations = {Path(row["model"].removeprefix(FOLDER)).resolve(): row for row in rows}
-    for run in args.runs:
-        print(register(run, args.begun, evaluations[run.resolve()]))
+    for text in args.runs:
+        runs = [Path(run) for run in text.split(",")]
+        print(register(runs, evaluations[runs[-1].resolve()]))
 
 
 if __name__ == "__main__":

@@ -216,7 +216,7 @@ def readme_section(rows: Sequence[Row]) -> str:
     batch = batches_of(rows)[0]
     lines = [
         f"Images per second at batch size {batch} on an {first['cpu']} (`{first['cpu_class']}`) with "
-        f"{count_of(int(first['threads']), 'thread')}, random weights, medians of alternating rounds in "
+        f"{count_of(int(first['threads']), 'thread')}, random weights, medians of alternating rounds, each model in "
         "one run ([conditions](docs/guide/speed.md#measured)). `tessella tune MODEL` finds the fastest settings for "
         "your machine.",
         "",

@@ -1,9 +1,9 @@
 """Simulate how long a billion images take on many nodes, some of which fail or are slow: `python benchmarks/scale.py`.
 
-An idle node gets the next shard, as with Ray. A node that fails loses its current shard and is replaced after AWAY
-seconds; a slow node is always slow. Measured values come from `--measure`, which times Ray and the ledger on this
-machine, and from earlier files in benchmarks/results; assumed values are marked as such. Both modes write a CSV file to
-benchmarks/results.
+An idle node gets the next shard, as with Ray. A node that fails loses its current shard. AWAY seconds later, the
+failure is noticed: the shard is given to an idle node, and the failed node is replaced. A slow node is always slow.
+Measured values come from `--measure`, which times Ray and the ledger on this machine, and from earlier files in
+benchmarks/results; assumed values are marked as such. Both modes write a CSV file to benchmarks/results.
 """
 
 from __future__ import annotations
@@ -56,23 +56,26 @@ def simulate(
     chance = random.Random(seed)
     speeds = [slow[1] if i < slow[0] * nodes else 1.0 for i in range(nodes)]
     count = -(-ROWS // rows)
-    todo, again = iter(range(count)), 0
+    todo = iter(range(count))
+    again: list[float] = []  # heap of the times at which lost shards can be started again
     fails = [chance.expovariate(failures) if failures else float("inf") for _ in range(nodes)]
     free = [(start, i) for i in range(nodes)]
     ends, lost, first_idle = 0.0, 0.0, None
     while free:
         now, node = heapq.heappop(free)
-        if again:
-            again -= 1
+        if again and again[0] <= now:
+            heapq.heappop(again)
         elif next(todo, None) is None:
             first_idle = now if first_idle is None else first_idle
+            if again:
+                heapq.heappush(free, (again[0], node))
             continue
         takes = overhead + rows / (rate * speeds[node]) * chance.lognormvariate(0, JITTER)
         if now + takes > fails[node]:
             lost += max(fails[node] - now, 0.0)
             back = max(fails[node], now) + AWAY + start
             fails[node] = back + chance.expovariate(failures)
-            again += 1
+            heapq.heappush(again, back - start)
             heapq.heappush(free, (back, node))
             continue
         ends = max(ends, now + takes)

@@ -31,7 +31,7 @@ from urllib.parse import quote
 
 import numpy as np
 import simplejpeg
-from table import write_table
+from table import RESULTS, write_table
 
 import tessella
 from tessella.data.samples import sample_images
@@ -259,9 +259,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--note", default="", help="conditions of the measurement, kept with the rows")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help="folder of the CSV file")
     options = parser.parse_args()
     rows = [row | dict(note=options.note) for model in options.models for row in measure(model, options)]
-    write_table("serve", rows)
+    write_table("serve", rows, options.out)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,14 @@ same command again to resume.
 
 from __future__ import annotations
 
+import os
+
+if __name__ == "__main__":
+    # read when PyTorch is imported: idle threads of PyTorch would keep OpenVINO's cores busy
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import argparse
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -94,7 +99,6 @@ def main() -> None:
     parser.add_argument("data", type=Path, metavar="DATA")
     parser.add_argument("out", type=Path, metavar="OUT")
     args = parser.parse_args()
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads of PyTorch would keep OpenVINO's cores busy
     args.out.mkdir(parents=True, exist_ok=True)
     inputs = (args.data / "unlabelled.tar", args.data / "cifar10-train.parquet", ROOT / "src/tessella/data/photographs")
     images = TrainingImages(*open_split(str(args.data / "clothing.tar")), open_unlabelled(tuple(map(str, inputs))))

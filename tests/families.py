@@ -258,9 +258,9 @@ def _large_speed(word: str) -> str:
     )
     return (
         f"`{first['model']}` with {first['weights']} weights on an {first['cpu']} (`{first['cpu_class']}`) with "
-        f"{first['threads']} threads, medians of {_span(rows)} alternating rounds in one run ({first['date']}, "
-        f"[file](../../benchmarks/results/{path.name}), [conditions](../guide/speed.md#measured)):\n\n"
-        + markdown_table(header, table)
+        f"{first['threads']} threads, medians of {_span(rows)} alternating rounds, each batch size in one run "
+        f"({first['date']}, [file](../../benchmarks/results/{path.name}), "
+        "[conditions](../guide/speed.md#measured)):\n\n" + markdown_table(header, table)
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -114,3 +115,12 @@ def test_an_old_distribution_beside_the_new_one_is_refused(tree: Path, tmp_path:
     done = check(tmp_path / "dist", tree)
     assert done.returncode == 1
     assert "has 2 files *.whl, expected one" in done.stderr
+
+
+@pytest.mark.parametrize("extras", ["torch,nope", "torch nope", "torch, nope"])
+def test_the_release_refuses_an_unknown_extra_among_several(extras: str) -> None:
+    command = ["bash", str(ROOT / "scripts" / "release"), "--extras", *extras.split(" ")]
+    environment = os.environ | dict(RELEASE_PYTHON="false")  # builds nothing if the extra is accepted
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("pyproject.toml has no extra 'nope', only torch, onnx, ")
