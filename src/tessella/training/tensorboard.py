@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..extras import require
-from .events import TrainingEvent, TrainingRemark
+from .events import EmbeddingEvent, TrainingEvent, TrainingRemark
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -36,7 +36,7 @@ class TensorBoardWriter:
 
     def __call__(self, event: TrainingEvent) -> None:
         """Write the event's fields that are floats, at its step."""
-        if self._writer is None or isinstance(event, TrainingRemark):
+        if self._writer is None or isinstance(event, TrainingRemark | EmbeddingEvent):
             return
         for name, value in vars(event).items():
             if isinstance(value, float):
