@@ -29,6 +29,7 @@ HEADER = (
     *("model", "engine", "precision", "images", "top-1 %", "top-5 %", "published", "loss", "ECE %", "macro F1 %"),
     *("images/s", ""),
 )
+_BROKEN = {"coverage": "the coverage is lower", "unknown": "more images are called unknown"}
 LISTED = 5  # unreadable images that the remarks list
 
 
@@ -116,6 +117,17 @@ def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
     for row, _ in measured:
         if row.trust is not None:
             yield f"{row.model}, {row.precision}: {_trust_text(row.trust)}."
+            if row.trust.same_images:
+                yield (
+                    f"{row.model}, {row.precision}: the calibration was made from these images, so its figures, loss "
+                    "and ECE are too good."
+                )
+            elif row.trust.broken:
+                yield (
+                    f"{row.model}, {row.precision}: {' and '.join(_BROKEN[name] for name in row.trust.broken)} than "
+                    "chance explains: these images are unlike those of the calibration; calibrate with labeled images "
+                    "like these (`tessella calibrate`)."
+                )
     for description in dict.fromkeys(row.classes for row, _ in measured):
         yield f"Classes: {description}."
     if any(row.published for row, _ in measured):
@@ -128,7 +140,8 @@ def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
 
 def _trust_text(trust: Trust) -> str:
     """Return what a calibration said as a sentence without its end."""
-    parts = [f"{trust.set_size:.2f} classes in a prediction set", f"{percent(trust.unknown)} called unknown"]
+    unknown = f"{percent(trust.unknown)} called unknown (promised at most {100 * trust.false_alarms:g} %)"
+    parts = [f"{trust.set_size:.2f} classes in a prediction set", unknown]
     if trust.coverage is not None:
         parts.insert(0, f"coverage {percent(trust.coverage)} (promised {100 * trust.promised:g} %)")
     return f"calibrated: {', '.join(parts)}"
