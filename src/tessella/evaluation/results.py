@@ -86,7 +86,7 @@ def cells(row: Evaluation) -> tuple[str, ...]:
     name = (row.model, row.engine, row.precision)
     measured = row.metrics
     if measured is None:
-        return (*name, row.status, *[""] * 7, row.note)
+        return (*name, row.status, *[""] * 8)  # the message is a remark: it would make the table too wide
     rate = row.images_per_second or 0
     return (
         *name,
@@ -104,6 +104,9 @@ def cells(row: Evaluation) -> tuple[str, ...]:
 
 def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
     """Yield sentences about the conditions of the measurement."""
+    for row in rows:
+        if row.metrics is None:
+            yield f"{row.model}: {row.note}"
     measured = [(row, row.metrics) for row in rows if row.metrics]
     yield from dict.fromkeys(describe_errors(metrics) for _, metrics in measured)
     if measured:
