@@ -89,7 +89,7 @@ def test_one_for_other_settings_is_not_used_and_a_warning_says_so(
     with caplog.at_level(logging.WARNING):
         predictor = load(folder, transform="fast")
     assert predictor.calibration is None
-    assert "is for other settings (made, exact, tessella, float32)" in caplog.text
+    assert "is for other settings (made, exact, tessella, float32): give the same ones, or see" in caplog.text
     assert "tessella calibrate" in caplog.text
 
 

@@ -215,6 +215,29 @@ def test_an_exported_folder_has_no_card() -> None:
     assert caught.value.code == "bad_argument"
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "found", "hint"),
+    [
+        ("run-finished", "run.json", "the output of `tessella run`", "tessella card "),
+        ("index", "index.json", "an index", "the name or the folder of a model"),
+        ("train-interrupted", "train.json", "a training run without a model", "finish the training"),
+    ],
+)
+def test_the_card_of_another_folder_of_tessella_is_refused(
+    tmp_path: Path, name: str, text: str, found: str, hint: str
+) -> None:
+    stored = Path(__file__).parent.parent / "stored" / name
+    folder = stored if stored.exists() else tmp_path
+    if folder == tmp_path:
+        (folder / text).write_text("{}")
+    assert (folder / text).exists()
+    with pytest.raises(UsageError) as caught:
+        card(folder)
+    assert caught.value.code == "bad_argument"
+    assert found in caught.value.message
+    assert hint in caught.value.hint
+
+
 def test_text_of_a_config_cannot_become_metadata_or_markup(tmp_path: Path) -> None:
     names = ["<script>alert(1)</script>", "a\n---\nlicense: evil", "[x](javascript:1)", "| pipe", "`code`"]
     overrides = {"label_names": names, "license": "mit\nbase_model: evil", "tag": "x\n# Heading"}

@@ -157,6 +157,8 @@ def test_evaluate_measures_the_calibrated_probabilities(data: Path, calibrated: 
     assert rows[1]["conditions"]["calibration"] == "none"
     _, err = run("evaluate", str(data), "-m", f"local-dir:{calibrated}")
     assert "calibrated: coverage" in err
+    assert "called unknown (promised at most 5 %)" in err
+    assert "the calibration was made from these images, so its figures, loss and ECE are too good" in err
 
 
 def test_an_export_takes_the_calibration_along(data: Path, calibrated: Path, plain: Path, tmp_path: Path) -> None:

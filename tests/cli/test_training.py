@@ -16,7 +16,7 @@ import pytest
 import tessella
 from tessella.cli.progress import TrainingProgress
 from tessella.cli.training import train
-from tessella.training.events import EpochEvent, ProbeEvent, StepEvent, TrainingRemark
+from tessella.training.events import EmbeddingEvent, EpochEvent, ProbeEvent, StepEvent, TrainingRemark
 
 from ..test_builtin import CIFAR10_MODEL
 from ..training.small_runs import FAMILIES, make_images
@@ -212,6 +212,20 @@ def test_progress_is_a_line_per_epoch_where_there_is_no_terminal(capsys: pytest.
         r"a [bold] remark\x1b[2J",
         "linear probe on frozen embeddings: top-1 75.00 % on 8 held-out images, 2 s",
         "epoch 0: loss 0.5000, validation loss 0.5000, top-1 75.00 %, 2 s, 2 images skipped",
+    ]
+
+
+def test_the_linear_probe_shows_a_line_every_ten_seconds(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 4.0, 11.0, 12.0, 22.0])  # the start, then one per event
+    monkeypatch.setattr("tessella.cli.progress.time.monotonic", lambda: next(clock))
+    progress = TrainingProgress()
+    for done in (500, 1000, 1500, 2000):
+        progress(EmbeddingEvent(done=done, images=2000))
+    assert capsys.readouterr().err.splitlines() == [
+        "linear probe: 1,000 of 2,000 images embedded",
+        "linear probe: 2,000 of 2,000 images embedded",
     ]
 
 

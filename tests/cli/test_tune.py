@@ -32,6 +32,8 @@ def test_a_lossy_winner_is_explained(capsys: pytest.CaptureFixture[str]) -> None
         "later commands use these settings for this model on the CPU, unless --engine or --precision is given",
         "their results may differ slightly from those in float32:",
         "  throughput, int8: 99.2 % same top class, cosine 0.9987 on 128 images",
+        "a calibration holds for one precision: without one made in int8 by `tessella calibrate`, probabilities are "
+        "the plain softmax",
         "to keep float32, give --precision float32 to a command, or to `tessella tune`",
     ]
 

@@ -18,6 +18,7 @@ from tessella.bulk.events import RunEvent, ShardFinished
 from tessella.bulk.run_folder import finished_shards
 from tessella.comparison import Comparison, ComparisonSettings, compare, outputs, write_comparison
 from tessella.comparison.results import sentences, verdict
+from tessella.comparison.subjects import ComparedModel, parameters_of
 from tessella.data.datasets import LabelledImages, open_labelled
 from tessella.data.source import Source
 from tessella.engine import make_plan
@@ -28,6 +29,7 @@ from tessella.storage import folder_lock
 
 from ..data.test_isolated import FaultySource
 from ..evaluation.small_data import NAMES, folder_of, model_of, picture
+from ..models.tiny import tiny
 
 QUIET = ComparisonSettings(speed=False)
 
@@ -141,6 +143,15 @@ def test_models_with_other_classes_are_compared_by_embeddings(data: Path) -> Non
     assert (result.accuracy, result.agreement, result.changed) == (None, None, ())
     assert result.neighbors is not None
     assert any(note.startswith("labels are not used: ") for note in result.notes)
+    assert verdict(result).startswith("the embeddings are almost the same: 100.0 % of the 10 nearest images")
+
+
+def test_statistics_of_batch_norms_are_no_parameters() -> None:
+    model = tiny("convmixer", num_classes=5)
+    predictor = Predictor(model, plan=make_plan("cpu", engine="eager", batch_size=4))
+    trained = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(tensor.numel() for tensor in model.state_dict().values()) > trained
+    assert parameters_of(ComparedModel.of_predictor(predictor)) == trained
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

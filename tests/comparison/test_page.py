@@ -53,6 +53,12 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     return compare(OLD, NEW, data, ComparisonSettings(speed=False))
 
 
+def test_the_title_tells_two_precisions_of_a_model_apart(compared: Comparison, tmp_path: Path) -> None:
+    new = compared.old._replace(precision="int8")
+    text = write_comparison(tmp_path, replace(compared, new=new), command="tessella compare a a b").read_text()
+    assert f"<h1>{compared.old.model} in float32 and in int8 on " in text
+
+
 def test_the_page_shows_every_changed_image(compared: Comparison, tmp_path: Path) -> None:
     page = Page(write_comparison(tmp_path, compared, command="tessella compare a b c").read_text())
     assert len(page.all("figure")) == len(compared.changed)

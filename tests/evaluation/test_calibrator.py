@@ -20,6 +20,7 @@ from tessella.errors import ImageError, OutputError, UsageError
 from tessella.evaluation import calibrate
 from tessella.evaluation.calibration_figures import Expected, expected_share, judge_sets, measure_figures
 from tessella.evaluation.calibrator import measure_calibration, outputs_of
+from tessella.evaluation.evaluator import measure
 from tessella.evaluation.leakage import write_image_record
 from tessella.weights.save import save_pretrained
 
@@ -273,6 +274,24 @@ def test_unknown_images_are_compared_with_the_known_ones(many: Path, tmp_path: P
     (tmp_path / "empty").mkdir()
     with pytest.raises(ImageError, match="none of the 1 images could be read"):
         calibrate(many, predictor_of(), unknown=tmp_path / "empty")
+
+
+def test_an_evaluation_notices_images_that_are_unlike_those_of_the_calibration(many: Path, tmp_path: Path) -> None:
+    predictor = predictor_of()
+    report = measure_calibration(predictor, open_labelled(many), CalibrationSettings(detector="mahalanobis"))
+    calibrated = predictor.with_calibration(report.calibration)
+    for name in NAMES:
+        (tmp_path / name).mkdir()
+        for number in range(10):
+            Image.new("RGB", (32, 32), (20 * number, 0, 0)).save(tmp_path / name / f"{number}.png")
+    same, other = (measure(calibrated, open_labelled(data)).trust for data in (many, tmp_path))
+    assert same is not None
+    assert other is not None
+    assert (same.same_images, other.same_images) == (True, False)
+    assert same.broken == ()
+    assert "unknown" in other.broken
+    assert other.unknown > other.most_unknown > other.false_alarms == 0.05
+    assert 0 < other.least_coverage < other.promised
 
 
 def test_few_images_are_a_remark(many: Path) -> None:

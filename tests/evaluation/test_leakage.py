@@ -120,7 +120,7 @@ def test_the_split_of_the_data_is_reported(tmp_path: Path) -> None:
     write_image_record(tmp_path / "run", *open_split(folder))
     images, (remark,) = choose_images(folder, [f"local-dir:{tmp_path / 'run'}"])
     assert len(images) == 24
-    assert "held out 24 of the 24 images" in remark
+    assert f"held out 24 of the 24 images of {folder} (val)" in remark
 
 
 def test_without_a_record_all_images_are_evaluated(data: Path, run: Run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from tessella.errors import UsageError
 from tessella.evaluation import results
-from tessella.evaluation.evaluator import Evaluation
+from tessella.evaluation.evaluator import Evaluation, Trust
 from tessella.evaluation.leakage import open_data
 from tessella.plots import figures
 
@@ -36,7 +37,10 @@ def test_csv_json_and_markdown_agree(folder: Path, saved: str) -> None:
     text = results.markdown(rows)
     assert f"| {100 * result.top1:.2f} |" in text
     assert "29 of 30" in text
-    assert "none, \\| at all" in text
+    assert [line for line in text.splitlines() if "no_weights" in line or "at all" in line] == [
+        "| m | auto |  | no_weights |  |  |  |  |  |  |  |  |",
+        "- m: none, \\| at all",
+    ]
     assert "1 of 30 images could not be read" in text
 
 
@@ -45,6 +49,29 @@ def test_published_accuracy_is_shown_next_to_the_measured() -> None:
     assert results.cells(rows[0])[6] == "80.16 / 95.07"
     assert results.as_dict(rows[0])["published_top1"] == 0.80158
     assert "Published: top-1 / top-5 on imagenet" in results.markdown(rows)
+
+
+@pytest.mark.parametrize(
+    ("coverage", "unknown", "expected"),
+    [
+        (0.85, 0.10, None),
+        (0.84, 0.11, "the coverage is lower and more images are called unknown than chance explains"),
+        (0.84, 0.10, "the coverage is lower than chance explains"),
+        (None, 0.11, "more images are called unknown than chance explains"),
+    ],
+)
+def test_a_broken_promise_of_a_calibration_is_explained(
+    coverage: float | None, unknown: float, expected: str | None
+) -> None:
+    trust = Trust(coverage, 0.9, 1.5, unknown, least_coverage=0.85, false_alarms=0.05, most_unknown=0.1)
+    text = " ".join(results.remarks([dataclasses.replace(fake_row("a.x", 0.8, 100.0), trust=trust)]))
+    assert "called unknown (promised at most 5 %)" in text
+    assert ("unlike those of the calibration" in text) == (expected is not None)
+    assert expected is None or expected in text
+    same = dataclasses.replace(trust, same_images=True)
+    text = " ".join(results.remarks([dataclasses.replace(fake_row("a.x", 0.8, 100.0), trust=same)]))
+    assert "the calibration was made from these images" in text
+    assert "unlike those of the calibration" not in text
 
 
 def fake_row(name: str, top1: float, rate: float) -> Evaluation:

@@ -10,9 +10,10 @@ import pytest
 import safetensors.torch
 import torch
 
+from tessella.data.datasets import open_labelled
 from tessella.training import checkpoint, loop
 from tessella.training.config import TrainConfig
-from tessella.training.events import EpochEvent, ProbeEvent
+from tessella.training.events import EmbeddingEvent, EpochEvent, ProbeEvent
 from tessella.training.validation import Validation
 
 from .small_runs import FAMILIES, remarks_of, run, small
@@ -30,6 +31,10 @@ def test_fine_tuning_starts_from_a_linear_probe(data: Path, tmp_path: Path, mode
     assert (probed.step, probed.epoch) == (0, -1)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [-1, 0, 1, 2]
+    embedded = [event for event in events if isinstance(event, EmbeddingEvent)]
+    assert embedded[-1].done == embedded[-1].images == len(open_labelled(data, "train"))
+    assert [event.done for event in embedded[:-1]] == [16 * n for n in range(1, len(embedded))]
+    assert events.index(embedded[-1]) < events.index(probed)
 
 
 @pytest.mark.usefixtures("without_report")

@@ -10,7 +10,7 @@ import pytest
 
 from tessella.errors import OutputError, UsageError
 from tessella.training import TensorBoardWriter
-from tessella.training.events import ProbeEvent, StepEvent, TrainingRemark
+from tessella.training.events import EmbeddingEvent, ProbeEvent, StepEvent, TrainingRemark
 
 STEP = StepEvent(step=3, steps=9, epoch=0, loss=0.5, lr=0.25, images_per_second=12.0)
 PROBE = ProbeEvent(val_top1=0.75, val_loss=0.5, val_images=8, val_errors=0, seconds=1.5)
@@ -18,7 +18,7 @@ PROBE = ProbeEvent(val_top1=0.75, val_loss=0.5, val_images=8, val_errors=0, seco
 
 def test_numbers_of_events_become_scalars(tmp_path: Path) -> None:
     with TensorBoardWriter(tmp_path) as writer:
-        for event in (TrainingRemark(text="started"), PROBE, STEP):
+        for event in (TrainingRemark(text="started"), EmbeddingEvent(done=8, images=8), PROBE, STEP):
             writer(event)
     module = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")  # without types
     logs = module.EventAccumulator(str(tmp_path))

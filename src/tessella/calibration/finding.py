@@ -52,7 +52,8 @@ def find_calibration(fingerprint: Callable[[], str], model: str, weights: Path |
     if calibration.fingerprint == fingerprint():
         return Found(calibration, f"beside the weights, made with {_source(calibration)}", path)
     settings = ", ".join((calibration.model, calibration.transform, calibration.policy, calibration.precision))
-    reason = f"the one beside the weights is for other settings ({settings}): see `tessella calibrate`"
+    what = f"the one beside the weights is for other settings ({settings})"
+    reason = f"{what}: give the same ones, or see `tessella calibrate`"
     _log.warning("%s is not calibrated: %s", model, reason)
     return Found(None, reason)
 

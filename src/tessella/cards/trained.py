@@ -9,16 +9,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..bulk.run_folder import INDEX_SEAL, RUN, model_of
 from ..engine.exported import is_exported
 from ..errors import UsageError
 from ..models.configs import configure
 from ..storage import read_regular
 from ..text import escape_line, printable, without_folders
 from ..weights.card_text import THIS_FOLDER, CardFacts, Section, markdown_table, saved_facts
+from ..weights.fetch import CONFIG
 from ..weights.sources import default_args, find_checkpoint
 from .calibrated import calibration_text, read_calibration_beside
 
@@ -42,17 +45,31 @@ def folder_facts(folder: Path) -> CardFacts:
     """Return what the card of a model folder says.
 
     Raises WeightsError `bad_config` and the other errors of a config that cannot be read, UsageError `bad_argument` for
-    an exported folder, which has no weights to publish.
+    a folder of Tessella that is not a model folder: an export, a run, an index, or a training run without a model.
     """
-    if is_exported(folder):
-        raise UsageError(
-            "bad_argument",
-            f"{str(folder)!r} is an exported model, which has no card",
-            hint="write the card of the model that it was exported from",
-        )
+    _refuse_other_folders(folder)
     facts, report = config_facts(f"local-dir:{folder}"), read_report(folder)
     more = [*_training(folder), *_evaluation(report, f"; [report]({REPORT.replace('json', 'md')})")]
     return _completed(facts, folder.resolve().name, more, report, read_calibration_beside(folder))
+
+
+def _refuse_other_folders(folder: Path) -> None:
+    """Raise UsageError `bad_argument` for a folder of Tessella that has no card, with what has one."""
+    if is_exported(folder):
+        found, hint = "an exported model", "write the card of the model that it was exported from"
+    elif (folder / CONFIG).exists():
+        return
+    elif (folder / RUN).exists():
+        found, hint = "the output of `tessella run`", "write the card of the model of the run"
+        if model := model_of(folder):
+            hint += f": tessella card {shlex.quote(model)}"
+    elif (folder / INDEX_SEAL).exists():
+        found, hint = "an index", "give the name or the folder of a model"
+    elif (folder / SETTINGS).exists():
+        found, hint = "a training run without a model", "finish the training: it writes the card at its end"
+    else:
+        return
+    raise UsageError("bad_argument", f"{str(folder)!r} is {found}, which has no card", hint=hint)
 
 
 def uploaded_facts(folder: Path, repository: str, shown: str, report: Mapping[str, object]) -> CardFacts:

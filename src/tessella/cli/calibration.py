@@ -9,12 +9,13 @@ import click
 from ..text import count_of, printable
 from .console import Command, echo, echo_json, new_table, notice, print_table
 from .options import (
+    CIFAR10_MODEL,
     checkpoint_option,
     data_argument,
     device_option,
     engine_option,
     json_option,
-    model_option,
+    model_option_of,
     option,
     policy_option,
     precision_option,
@@ -53,7 +54,7 @@ LOADING = {"checkpoint": "checkpoint_path"} | {
     metavar="INPUT",
     help="Images that show none of the classes, to choose the detector by.",
 )
-@model_option
+@model_option_of(CIFAR10_MODEL)
 @checkpoint_option
 @transform_option
 @policy_option

@@ -12,6 +12,7 @@ from ..engine import ENGINES
 from ..text import printable
 from .console import Command, echo, echo_json, new_table, notice, print_table, table_of
 from .options import (
+    PHOTOGRAPH_MODEL,
     calibration_options,
     checkpoint_option,
     chosen_calibration,
@@ -19,7 +20,7 @@ from .options import (
     device_option,
     json_lines_option,
     json_option,
-    model_option,
+    model_option_of,
     option,
     parse_numbers,
     policy_option,
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 )
 @data_argument
 @validation_options
-@model_option
+@model_option_of(PHOTOGRAPH_MODEL)
 @option(
     "--shots",
     group="Advanced",

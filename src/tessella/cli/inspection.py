@@ -9,7 +9,7 @@ import click
 
 from ..text import count_of, printable
 from .console import Command, echo_json, new_table, notice, print_table
-from .options import argument, json_option, model_option, option, split
+from .options import PHOTOGRAPH_MODEL, argument, json_option, model_option_of, option, split
 from .preflight import count_type
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ EXAMPLES = 1  # findings of a kind that the table shows
     is_flag=True,
     help="Ignore classes, and read every image of DATA.",
 )
-@model_option
+@model_option_of(PHOTOGRAPH_MODEL)
 @option(
     "--near",
     group="Advanced",

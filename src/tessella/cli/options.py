@@ -92,14 +92,21 @@ resumable_out_option = option(
     help="Output folder. Rerun the same command to resume.",
 )
 run_argument = argument("folder", metavar="RUN", help="Output folder of `tessella run`.")
-model_option = option(
-    "-m",
-    "--model",
-    group="Model",
-    metavar="NAME",
-    help="Model: a name such as convmixer_768_32.in1k, hf-hub:ORG/REPO or local-dir:FOLDER.  "
-    "[default: the built-in model for CIFAR-10 in `classify` and `calibrate`, for photographs in other commands]",
-)
+
+
+def model_option_of(default: str) -> Decorator[Any]:
+    """Return the option `--model`. default: the model that the help names for calls without it."""
+    return option(
+        "-m",
+        "--model",
+        group="Model",
+        metavar="NAME",
+        help=f"Model: a name such as convmixer_768_32.in1k, hf-hub:ORG/REPO or local-dir:FOLDER.  [default: {default}]",
+    )
+
+
+CIFAR10_MODEL, PHOTOGRAPH_MODEL = "the built-in model for CIFAR-10", "the built-in model for photographs"
+model_option = model_option_of(f"{CIFAR10_MODEL} in `classify`, for photographs in other commands")
 checkpoint_option = option(
     "--checkpoint", group="Model", metavar="FILE", help="Weight file to use instead of the published weights."
 )

@@ -146,6 +146,11 @@ def _explain(result: Tuning) -> None:
     notice("their results may differ slightly from those in float32:")
     for text, modes in compared.items():
         notice(f"  {' and '.join(modes)}, {text}")
+    precisions = " and ".join(dict.fromkeys(text.partition(":")[0] for text in compared))
+    notice(
+        "a calibration holds for one precision: without one made in "
+        f"{precisions} by `tessella calibrate`, probabilities are the plain softmax"
+    )
     notice("to keep float32, give --precision float32 to a command, or to `tessella tune`")
 
 

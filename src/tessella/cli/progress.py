@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from ..text import count_of, printable
-from ..training.events import EpochEvent, ProbeEvent, StepEvent, TrainingEvent, TrainingRemark
+from ..training.events import EmbeddingEvent, EpochEvent, ProbeEvent, StepEvent, TrainingEvent, TrainingRemark
+
+LINE_SECONDS = 10.0  # between two lines about the linear probe if standard error is not a terminal
 
 
 class ProgressBars:
@@ -45,16 +48,18 @@ class TrainingProgress:
         is_first = os.environ.get("RANK", "0") == "0"
         self.console = Console(stderr=True, highlight=False, quiet=not is_first)
         self.bar = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
+            TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.0f} images/s"),
+            TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
             console=self.console,
             disable=not (is_first and self.console.is_terminal),
             transient=True,
         )
         self.task: TaskID | None = None
+        self.probe_task: TaskID | None = None
+        self.last_line = time.monotonic()
 
     def __enter__(self) -> TrainingProgress:
         self.bar.start()
@@ -67,9 +72,13 @@ class TrainingProgress:
         match event:
             case TrainingRemark(text=text):
                 self._print(printable(text))
+            case EmbeddingEvent():
+                self._show_embeddings(event)
             case StepEvent():
                 self._show_step(event)
             case ProbeEvent():
+                if self.probe_task is not None:
+                    self.bar.update(self.probe_task, visible=False)
                 self._print(
                     f"linear probe on frozen embeddings: top-1 {100 * event.val_top1:.2f} % on "
                     f"{event.val_images:,} held-out images, {event.seconds:.0f} s"
@@ -84,9 +93,17 @@ class TrainingProgress:
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, soft_wrap=True)
 
+    def _show_embeddings(self, event: EmbeddingEvent) -> None:
+        if self.probe_task is None:
+            self.probe_task = self.bar.add_task("linear probe", total=event.images, text="images embedded")
+        self.bar.update(self.probe_task, completed=event.done)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.last_line >= LINE_SECONDS:
+            self.last_line = now
+            self._print(f"linear probe: {event.done:,} of {event.images:,} images embedded")
+
     def _show_step(self, event: StepEvent) -> None:
         if self.task is None:
-            self.task = self.bar.add_task("", total=event.steps, epoch=event.epoch, loss=0.0, rate=0.0)
-        self.bar.update(
-            self.task, completed=event.step, epoch=event.epoch, loss=event.loss, rate=event.images_per_second
-        )
+            self.task = self.bar.add_task("", total=event.steps, text="")
+        text = f"loss {event.loss:.3f}  {event.images_per_second:.0f} images/s"
+        self.bar.update(self.task, description=f"epoch {event.epoch}", completed=event.step, text=text)

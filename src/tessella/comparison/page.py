@@ -56,7 +56,7 @@ def page_bytes(comparison: Comparison, pictures: int) -> bytes:
     """Return the HTML file, with at most `pictures` images of each kind of change."""
     digest = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    title = html_text(f"{comparison.old.model} and {comparison.new.model}")
+    title = html_text(_title(comparison))
     parts = [
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">',
@@ -69,6 +69,14 @@ def page_bytes(comparison: Comparison, pictures: int) -> bytes:
         "</main></body></html>\n",
     ]
     return "\n".join(parts).encode("utf-8", "backslashreplace")
+
+
+def _title(comparison: Comparison) -> str:
+    """Return both models, with their precisions if it is one model in two of them."""
+    old, new = comparison.old, comparison.new
+    if old.model == new.model and old.precision != new.precision:
+        return f"{old.model} in {old.precision} and in {new.precision}"
+    return f"{old.model} and {new.model}"
 
 
 def _summary(comparison: Comparison) -> Iterator[str]:

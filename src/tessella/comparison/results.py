@@ -152,9 +152,10 @@ def verdict(comparison: Comparison) -> str:
     same_answers = agreement is None or agreement.share >= SAME_ANSWERS
     same_neighbors = neighbors is None or neighbors.share >= SAME_NEIGHBORS
     measures = " and ".join(_agreement_texts(comparison))
+    compared = "embeddings" if agreement is None else "models"  # without common classes, answers are not compared
     if same_answers and same_neighbors:
-        return f"the models are almost the same: {measures}"
-    return f"the models differ: {measures}"
+        return f"the {compared} are almost the same: {measures}"
+    return f"the {compared} differ: {measures}"
 
 
 def _agreement_texts(comparison: Comparison) -> Iterator[str]:

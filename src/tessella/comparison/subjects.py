@@ -11,6 +11,7 @@ from ..bulk.run_folder import RunFacts, read_run
 from ..data.labels import labels_for_classes
 from ..errors import TessellaError, UsageError
 from ..info import info
+from ..models.layout import STATISTICS
 from ..predictor import Predictor, load
 from .images import is_run
 
@@ -94,7 +95,7 @@ def parameters_of(subject: ComparedModel) -> int | None:
     """Return the number of parameters; None if it is not known, as for an exported model."""
     network = None if subject.predictor is None else subject.predictor.engine.network
     if network is not None:
-        return sum(int(tensor.size) for tensor in network.tensors.values())
+        return sum(int(tensor.size) for name, tensor in network.tensors.items() if not name.endswith(STATISTICS))
     try:
         return info(subject.name).cost.params
     except TessellaError:

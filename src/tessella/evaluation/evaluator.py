@@ -29,7 +29,7 @@ from ..machine import hardware, other_versions, versions
 from ..predictor import Predictor, load
 from ..results import FloatArray, Output
 from ..weights.catalogue import Accuracy, resolve
-from .calibration_figures import calibrated_logits
+from .calibration_figures import calibrated_logits, expected_share
 from .classes import ClassMapping, match_classes
 from .imagenet import REAL, REAL_IMAGES, find_published, read_real_labels, real_positions, recognize
 from .leakage import Split, choose_images
@@ -48,13 +48,27 @@ class Trust:
     """How a calibration judged the images, as shares from 0 to 1.
 
     coverage: images whose prediction set has the true class, None if the data restrict the classes; promised: the same,
-    as it was promised. set_size: mean number of classes in a set. unknown: images that were called unknown.
+    as it was promised; least_coverage: what 97.5 % of measurements with this many images keep if the promise holds.
+    set_size: mean number of classes in a set. unknown: images that were called unknown; false_alarms and most_unknown:
+    the largest share of images of the classes that was promised, and that is expected in 97.5 % of measurements.
+    same_images: whether the calibration was made from exactly these images, which makes its figures too good.
     """
 
     coverage: float | None
     promised: float
     set_size: float
     unknown: float
+    least_coverage: float = 0.0
+    false_alarms: float = 1.0
+    most_unknown: float = 1.0
+    same_images: bool = False
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """The figures that are worse than chance explains: "coverage", "unknown"."""
+        low = self.coverage is not None and self.coverage < self.least_coverage
+        high = self.unknown > self.most_unknown
+        return tuple(name for name, is_worse in (("coverage", low), ("unknown", high)) if is_worse)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +179,7 @@ def _run(
     calibration said.
     """
     parts = [judge(np.empty((0, len(columns))), np.empty(0, np.int64))]
-    trusted = _Trusted(predictor.calibration, len(columns) == predictor.num_classes)
+    trusted = _Trusted(predictor.calibration, len(columns) == predictor.num_classes, images.fingerprint)
     pending: list[tuple[int, int, Output]] = []  # position, label, output
     failed: list[FailedImage] = []
 
@@ -195,10 +209,12 @@ class _Trusted:
     """Applies a calibration to batches of outputs, and counts what it says.
 
     has_all_classes: whether all classes of the model can be predicted, so that labels are indices of the model.
+    fingerprint: of the images.
     """
 
-    def __init__(self, calibration: Calibration | None, has_all_classes: bool):
+    def __init__(self, calibration: Calibration | None, has_all_classes: bool, fingerprint: str):
         self._calibration, self._has_all_classes = calibration, has_all_classes
+        self._fingerprint = fingerprint
         self._images = self._covered = self._members = self._unknown = 0
 
     def scale(self, logits_NK: FloatArray) -> FloatArray:
@@ -222,8 +238,18 @@ class _Trusted:
         """Return the shares; None without a calibration or images."""
         if self._calibration is None or not self._images:
             return None
-        covered = self._covered / self._images if self._has_all_classes else None
-        return Trust(covered, self._calibration.coverage, self._members / self._images, self._unknown / self._images)
+        calibration, images = self._calibration, self._images
+        quiet = expected_share(1 - calibration.unknown.false_alarms, images, len(calibration.unknown.scores))
+        return Trust(
+            coverage=self._covered / images if self._has_all_classes else None,
+            promised=calibration.coverage,
+            set_size=self._members / images,
+            unknown=self._unknown / images,
+            least_coverage=expected_share(calibration.coverage, images, len(calibration.sets.scores)).low,
+            false_alarms=calibration.unknown.false_alarms,
+            most_unknown=1 - quiet.low,
+            same_images=calibration.data.fingerprint == self._fingerprint,
+        )
 
 
 def _set_name(images: LabelledImages, mapping: ClassMapping, dataset: str | None, real: bool) -> str:

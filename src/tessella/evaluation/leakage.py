@@ -218,7 +218,8 @@ def _without_trained(
     images = open_data(data, None if split == "val" else split)
     trained, held_out = find_recorded(images, [*records.values()])
     models = " and ".join(records)
-    all_images = f"the {len(images):,} images of {data}"
+    chosen = str(data) if images.origin.endswith(" (all)") else images.origin  # names the split that was chosen
+    all_images = f"the {len(images):,} images of {chosen}"
     if split in (None, "val") and held_out.any():
         if not trained.any():
             remark = f"{models} held out {held_out.sum():,} of {all_images}, and was trained on none of them"

@@ -29,6 +29,7 @@ HEADER = (
     *("model", "engine", "precision", "images", "top-1 %", "top-5 %", "published", "loss", "ECE %", "macro F1 %"),
     *("images/s", ""),
 )
+_BROKEN = {"coverage": "the coverage is lower", "unknown": "more images are called unknown"}
 LISTED = 5  # unreadable images that the remarks list
 
 
@@ -85,7 +86,7 @@ def cells(row: Evaluation) -> tuple[str, ...]:
     name = (row.model, row.engine, row.precision)
     measured = row.metrics
     if measured is None:
-        return (*name, row.status, *[""] * 7, row.note)
+        return (*name, row.status, *[""] * 8)  # the message is a remark: it would make the table too wide
     rate = row.images_per_second or 0
     return (
         *name,
@@ -103,6 +104,9 @@ def cells(row: Evaluation) -> tuple[str, ...]:
 
 def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
     """Yield sentences about the conditions of the measurement."""
+    for row in rows:
+        if row.metrics is None:
+            yield f"{row.model}: {row.note}"
     measured = [(row, row.metrics) for row in rows if row.metrics]
     yield from dict.fromkeys(describe_errors(metrics) for _, metrics in measured)
     if measured:
@@ -116,6 +120,17 @@ def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
     for row, _ in measured:
         if row.trust is not None:
             yield f"{row.model}, {row.precision}: {_trust_text(row.trust)}."
+            if row.trust.same_images:
+                yield (
+                    f"{row.model}, {row.precision}: the calibration was made from these images, so its figures, loss "
+                    "and ECE are too good."
+                )
+            elif row.trust.broken:
+                yield (
+                    f"{row.model}, {row.precision}: {' and '.join(_BROKEN[name] for name in row.trust.broken)} than "
+                    "chance explains: these images are unlike those of the calibration; calibrate with labeled images "
+                    "like these (`tessella calibrate`)."
+                )
     for description in dict.fromkeys(row.classes for row, _ in measured):
         yield f"Classes: {description}."
     if any(row.published for row, _ in measured):
@@ -128,7 +143,8 @@ def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
 
 def _trust_text(trust: Trust) -> str:
     """Return what a calibration said as a sentence without its end."""
-    parts = [f"{trust.set_size:.2f} classes per prediction set", f"{percent(trust.unknown)} called unknown"]
+    unknown = f"{percent(trust.unknown)} called unknown (promised at most {100 * trust.false_alarms:g} %)"
+    parts = [f"{trust.set_size:.2f} classes per prediction set", unknown]
     if trust.coverage is not None:
         parts.insert(0, f"coverage {percent(trust.coverage)} (promised {100 * trust.promised:g} %)")
     return f"calibrated: {', '.join(parts)}"

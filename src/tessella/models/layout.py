@@ -43,7 +43,7 @@ def parameter_count(layout: dict[str, TensorKind]) -> int:
     """Return the number of trained numbers of a model with this layout, without the statistics of batch norms."""
     total = 0
     for name, (shape, _) in layout.items():
-        if not name.endswith(_STATISTICS):
+        if not name.endswith(STATISTICS):
             count = 1
             for side in shape:
                 count *= side
@@ -51,7 +51,7 @@ def parameter_count(layout: dict[str, TensorKind]) -> int:
     return total
 
 
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")  # of batch norms, which are not trained
 
 
 def _weight(name: str, *shape: int, bias: bool = True) -> Entries:

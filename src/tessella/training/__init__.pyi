@@ -1,4 +1,5 @@
 from .config import TrainConfig as TrainConfig
+from .events import EmbeddingEvent as EmbeddingEvent
 from .events import EpochEvent as EpochEvent
 from .events import ProbeEvent as ProbeEvent
 from .events import StepEvent as StepEvent

@@ -22,6 +22,17 @@ class TrainingRemark:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EmbeddingEvent:
+    """Progress of the embeddings that the linear probe is fitted on, which fine-tuning starts from.
+
+    done: images embedded so far, over all processes; images: their number.
+    """
+
+    done: int
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepEvent:
     """One optimizer step.
 
@@ -109,7 +120,7 @@ class ProbeEvent:
 
 
 MetricsEvent = StepEvent | EpochEvent | ProbeEvent
-TrainingEvent = MetricsEvent | TrainingRemark
+TrainingEvent = MetricsEvent | EmbeddingEvent | TrainingRemark
 
 
 def _fields(event: MetricsEvent) -> Row:

@@ -8,6 +8,7 @@ Shape suffixes: N images, D width of the embedding, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,16 +26,22 @@ from ..evaluation.head import LinearHead, set_head
 from ..evaluation.metrics import Ints
 from ..models.base import ImageModel
 from .distributed import DistributedContext
+from .events import EmbeddingEvent
 
 MAX_FITTED = 20_000  # images; more hardly change a linear classifier and take minutes
 
 
 class HeadSettings(NamedTuple):
-    """How a linear probe is computed: batch size per process, data loader processes per process, random seed."""
+    """How a linear probe is computed.
+
+    batch_size: per process. workers: data loader processes per process. seed: of the random split for the choice of the
+    L2 penalty. on_event: called with an EmbeddingEvent after each batch; None for no reports.
+    """
 
     batch_size: int
     workers: int
     seed: int
+    on_event: Callable[[EmbeddingEvent], None] | None = None
 
 
 def fit_head(
@@ -96,7 +103,7 @@ def embed(
     pin = context.device.type == "cuda"
     loader = Loader(EvalImages(images, spec), settings.workers, pin=pin, persistent=False)
     batches = loader.run([indices[chunk].tolist() for chunk in chunks])
-    for chunk, batch in zip(chunks, batches, strict=True):
+    for number, (chunk, batch) in enumerate(zip(chunks, batches, strict=True), 1):
         failed = {index for index, _ in batch.skipped}
         if batch.skipped and not first_error:
             first_error = batch.skipped[0][1].message
@@ -105,6 +112,9 @@ def embed(
             x = normalise(batch.x.to(context.device), spec)
             vectors_ND[good] = model.forward_head(model.forward_features(x), pre_logits=True).float().cpu()
             ok_N[good] = True
+        if settings.on_event is not None:
+            done = min(number * size * context.world_size, len(indices))
+            settings.on_event(EmbeddingEvent(done=done, images=len(indices)))
     model.train(was_training)
     if context.world_size > 1:
         joined = torch.cat([vectors_ND, ok_N[:, None]], 1).to(context.device)

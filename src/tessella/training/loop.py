@@ -160,7 +160,7 @@ class TrainingRun:
         fits_head = config.probe and saved is None and not has_head and validates_labels
         started = time.monotonic()
         if fits_head:
-            settings = HeadSettings(config.batch_size, setup.workers, config.seed)
+            settings = HeadSettings(config.batch_size, setup.workers, config.seed, setup.on_event)
             fit_head(self.model, self.spec, setup.images.train, setup.context, settings)
         self._describe_distillation()
         self.trainer = Trainer(self.model, self.spec, config, setup.context, shard, self.distillation)

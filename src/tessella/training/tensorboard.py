@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import OutputError
 from ..extras import require
-from .events import TrainingEvent, TrainingRemark
+from .events import EmbeddingEvent, TrainingEvent, TrainingRemark
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -42,7 +42,7 @@ class TensorBoardWriter:
 
     def __call__(self, event: TrainingEvent) -> None:
         """Write the event's fields that are floats, at its step."""
-        if self._writer is None or isinstance(event, TrainingRemark):
+        if self._writer is None or isinstance(event, TrainingRemark | EmbeddingEvent):
             return
         with self._translate_errors():
             for name, value in vars(event).items():
