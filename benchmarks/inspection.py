@@ -1,12 +1,14 @@
-"""Measure what `tessella inspect` finds: `scripts/bench inspect labels|copies|audit|scale DATA...`.
+"""Measure what `tessella inspect` finds: `scripts/bench inspect labels|copies|audit|judged|scale DATA...`.
 
 labels: a part of the labels is changed at random, and the findings are compared with what was changed. Precision counts
 every other finding as wrong, also true label errors of the data. copies: copies of images (crops, mirror images,
 recompressed and resized ones) are put into a test split; `recall` is the fraction of each kind that is found, and
 `other_pairs` the pairs that were found without having been planted, some of which may be true duplicates of the data.
+`compared` tells whose similarity counts: that of the tiles alone, or that of the images of pairs with similar tiles.
 audit: all pairs of a test and a training image are scored; with --known, the recall of a published list of pairs
-(columns TestID, TrainID, Judgment), and a random sample of each band of scores as pictures, for judging by eye. scale:
-the time and memory of the command itself.
+(columns TestID, TrainID, Judgment), and a random sample of each band of scores as pictures, for judging by eye. judged:
+the precision and recall, scaled to all pairs, for the sample of an earlier audit that has been judged (--judgments).
+scale: the time and memory of the command itself.
 
 Rows are written to benchmarks/results as CSV files.
 """
@@ -34,11 +36,12 @@ from tessella.data.all_splits import SplitImages, open_all_splits
 from tessella.data.decode import decode
 from tessella.data.resize import resize_exact
 from tessella.inspection.alignment import compare_tiles
-from tessella.inspection.copies import CANDIDATE, Copies, find_copies
+from tessella.inspection.copies import CANDIDATE, LIKELY, Copies, compare_details, find_copies
 from tessella.inspection.label_errors import find_label_errors
-from tessella.inspection.measuring import Measurements, measure
+from tessella.inspection.measuring import Measurements, measure, picture_reader
 from tessella.inspection.neighbors import Neighbors, find_neighbors
 from tessella.inspection.outliers import NEIGHBORS
+from tessella.inspection.pixel_statistics import tile_of
 from tessella.inspection.settings import InspectionSettings
 from tessella.plots.sheet import encode_png
 from tessella.predictor import Predictor, load
@@ -46,7 +49,9 @@ from tessella.weights.catalogue import default_model
 
 MARGINS = (0.0, 0.25, 0.5, 0.75, 0.9)  # cuts of the findings
 BANDS = (0.45, 0.6, 0.7, 0.8, 0.9, 1.01)  # of scores, for the sample that is judged by eye
-NEAR = (0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9)
+NEAR = (0.4, 0.6, 0.7, 0.75, 0.8, 0.82, 0.84, 0.86, 0.9, 0.95)  # similarities of images
+NEAR_TILES = (0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98)  # similarities of tiles
+SAME = "same picture"  # a judgment
 SIDE, ACROSS = 96, 6  # pixels of a picture in a sheet, and pairs per row
 
 
@@ -83,7 +88,8 @@ def measure_labels(args: argparse.Namespace) -> list[dict[str, Any]]:
         if args.images:
             chosen = np.sort(np.random.default_rng(0).permutation(chosen)[: args.images])
         measured, neighbors = measured_of(images, predictor, cache_of(args, name))
-        group = find_copies(measured, neighbors, InspectionSettings().near, predictor.name).group[chosen]
+        with picture_reader(images, predictor) as read:
+            group = find_copies(measured, neighbors, InspectionSettings().near, predictor.name, read).group[chosen]
         labels, classes = images.images.labels[chosen], len(images.images.classes)
         for seed in range(args.seeds):
             given, changed = flip_labels(labels, classes, args.fraction, np.random.default_rng(seed))
@@ -150,27 +156,34 @@ def measure_copies(args: argparse.Namespace) -> list[dict[str, Any]]:
             kinds = plant(images, chosen, args.each, Path(temporary))
             planted = open_all_splits([temporary])
             measured, neighbors = measured_of(planted, predictor, None)
-        pairs = scored_pairs(measured, neighbors, predictor.name)
+            pairs = scored_pairs(planted, measured, neighbors, predictor)
         keys = [planted.images.key(i).rpartition("/")[2] for i in range(len(planted))]
         crosses = planted.split[pairs.i] != planted.split[pairs.j]
         is_planted = crosses & np.array([keys[i] == keys[j] for i, j in zip(pairs.i, pairs.j, strict=True)], bool)
         of_kind = np.array([kinds.get(keys[i], "") for i in pairs.i])
-        facts = dict(data=Path(name).name, images=len(chosen), model=predictor.name)
-        for near in NEAR:
-            is_near = (pairs.score >= near) | (pairs.kind == "exact")
-            others = int((is_near & ~is_planted).sum())
-            for kind in KINDS:
-                found = int((is_near & is_planted & (of_kind == kind)).sum())
-                rows.append(
-                    facts | dict(near=near, kind=kind, copies=args.each, recall=found / args.each, other_pairs=others)
-                )
+        facts = dict(data=Path(name).name, images=len(chosen), model=predictor.name, copies=args.each)
+        is_exact = pairs.kind == "exact"
+        similarities = {
+            "tiles": (NEAR_TILES, compare_tiles(measured.tiles[pairs.i], measured.tiles[pairs.j]).score),
+            "images": (NEAR, np.where(pairs.kind == "near", pairs.score, 0)),
+        }
+        for compared, (thresholds, similarity) in similarities.items():
+            for near in thresholds:
+                is_near = is_exact | (similarity >= near)
+                others = int((is_near & ~is_planted).sum())
+                counts = dict(other_pairs=others, other_pairs_per_1000=round(1000 * others / len(planted), 2))
+                for kind in KINDS:
+                    found = int((is_near & is_planted & (of_kind == kind)).sum())
+                    row = dict(compared=compared, near=near, kind=kind, recall=round(found / args.each, 4))
+                    rows.append(facts | row | counts)
         report_others(pairs, ~is_planted, planted)
     return rows
 
 
-def scored_pairs(measured: Measurements, neighbors: Neighbors, model: str) -> Copies:
-    """Return all pairs that are compared, with their scores: the lowest threshold keeps everything."""
-    return find_copies(measured, neighbors, 1e-6, model)
+def scored_pairs(images: SplitImages, measured: Measurements, neighbors: Neighbors, predictor: Predictor) -> Copies:
+    """Return all pairs whose images are compared, with their scores: the lowest threshold keeps all of them."""
+    with picture_reader(images, predictor) as read:
+        return find_copies(measured, neighbors, 1e-6, predictor.name, read)
 
 
 def report_others(pairs: Copies, chosen: NDArray[np.bool_], images: SplitImages) -> None:
@@ -199,10 +212,13 @@ def measure_audit(args: argparse.Namespace) -> list[dict[str, Any]]:
         part = slice(first, first + step)
         ends = measured.tiles[tests[pairs.test[part]]], measured.tiles[trains[pairs.train[part]]]
         pairs.score[part] = compare_tiles(*ends).score
+    is_likely = pairs.score >= LIKELY
+    likely = np.flatnonzero(is_likely)
+    pairs.score[likely] = score_images(images, measured, predictor, tests[row[likely]], trains[pairs.train[likely]])
     known = read_known(args.known) if args.known else {}
     rows = []
     for near in NEAR:
-        found = pairs.score >= near
+        found = is_likely & (pairs.score >= near)
         named = set(zip(pairs.test[found].tolist(), pairs.train[found].tolist(), strict=True))
         tested = {test for test, _ in named}
         facts = dict(model=predictor.name, near=near, compared=len(row), tests=len(tests))
@@ -215,6 +231,14 @@ def measure_audit(args: argparse.Namespace) -> list[dict[str, Any]]:
     if args.sample:
         write_sample(args, images, pairs, tests, trains)
     return rows
+
+
+def score_images(
+    images: SplitImages, measured: Measurements, predictor: Predictor, i: NDArray[np.int64], j: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the similarity of the images of pairs (P,)."""
+    with picture_reader(images, predictor) as read:
+        return compare_details(read, i, j, compare_tiles(measured.tiles[i], measured.tiles[j]), None)
 
 
 class Pairs(NamedTuple):
@@ -284,6 +308,37 @@ def write_sample(
     print(f"{len(lines)} pairs in {args.sample}")
 
 
+# --- judged pairs -----------------------------------------------------------------------------------------------------
+
+
+def measure_judged(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row per threshold: the precision and recall of the judged pairs, each weighted by its band."""
+    with args.judgments.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    images, predictor = open_all_splits(args.data), load(args.model)
+    is_test = np.array([images.split_of(i) == "test" for i in range(len(images))])
+    i = np.flatnonzero(is_test)[[int(line["index_test"]) for line in lines]]
+    j = np.flatnonzero(~is_test)[[int(line["index_train"]) for line in lines]]
+    with picture_reader(images, predictor) as read:
+        pictures = read(np.union1d(i, j).tolist())
+        tiles = [np.stack([tile_of(pictures[index]) for index in side.tolist()]) for side in (i, j)]
+        found = compare_tiles(*tiles)
+        score = np.where(found.score >= LIKELY, compare_details(read, i, j, found, None), 0)
+    is_same = np.array([line["judgment"] == SAME for line in lines])
+    bands = [line["band"] for line in lines]
+    weight = np.array([int(line["in_band"]) / bands.count(line["band"]) for line in lines])
+    rows = []
+    for compared, thresholds, similarity in (("tiles", NEAR_TILES, found.score), ("images", NEAR, score)):
+        for near in thresholds:
+            is_near = similarity >= near
+            hits = float(weight[is_near & is_same].sum())
+            counts = dict(found=int(is_near.sum()), same=int((is_near & is_same).sum()))
+            parts = dict(precision=round(hits / max(float(weight[is_near].sum()), 1e-9), 4))
+            parts |= dict(recall=round(hits / float(weight[is_same].sum()), 4))
+            rows.append(dict(model=predictor.name, judged=len(lines), compared=compared, near=near) | counts | parts)
+    return rows
+
+
 def enlarged(data: bytes) -> NDArray[np.uint8]:
     """Return an encoded image as (SIDE,SIDE,3), with visible pixels."""
     return resize_exact(decode(data), SIDE, SIDE, slice(0, SIDE), slice(0, SIDE), "nearest")
@@ -315,7 +370,9 @@ def cache_of(args: argparse.Namespace, name: str) -> Path | None:
     return None if args.cache is None else args.cache / f"{Path(name).name}-{args.model}"
 
 
-TARGETS = dict(labels=measure_labels, copies=measure_copies, audit=measure_audit, scale=measure_scale)
+TARGETS = dict(
+    labels=measure_labels, copies=measure_copies, audit=measure_audit, judged=measure_judged, scale=measure_scale
+)
 
 
 def main() -> None:
@@ -330,6 +387,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="number of random draws [default: 3]")
     parser.add_argument("--each", type=int, default=50, metavar="N", help="copies of each kind [default: 50]")
     parser.add_argument("--known", type=Path, metavar="FILE", help="published list of pairs, for audit")
+    parser.add_argument("--judgments", type=Path, metavar="FILE", help="judged sample of an audit, for judged")
     parser.add_argument("--sample", type=Path, metavar="FOLDER", help="write pictures of a sample, for audit")
     parser.add_argument("--candidates", type=int, default=5, metavar="N", help="neighbors to compare [default: 5]")
     parser.add_argument("--per-band", type=int, default=36, metavar="N", help="pairs of each band [default: 36]")

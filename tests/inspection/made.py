@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from tessella.inspection.detail import SIDE
 from tessella.inspection.measuring import Measurements
 from tessella.inspection.pixel_statistics import TILE, statistics_of
 from tessella.results import l2_normalize
@@ -25,6 +26,18 @@ def scene(seed: int, side: int = 96) -> Image.Image:
         color = tuple(int(value) for value in rng.integers(0, 256, 3))
         image.paste(color, (int(left), int(top), int(left + width), int(top + height)))
     return image
+
+
+def garment(seed: int, side: int = 96) -> Image.Image:
+    """Return dark trousers on a plain wall: the outline and the wall are always the same, the cloth is not."""
+    rng = np.random.default_rng(seed)
+    unit = side // 16
+    cloth = Image.fromarray(rng.integers(10, 90, (32, 32), np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+    image = Image.fromarray(np.linspace(170, 210, side, dtype=np.uint8)[:, None].repeat(side, 1))
+    for left, top, right, bottom in ((4, 1, 12, 5), (4, 5, 7, 15), (9, 5, 12, 14)):
+        box = (left * unit, top * unit, right * unit, bottom * unit)
+        image.paste(cloth.crop(box), box)
+    return image.convert("RGB")
 
 
 def cropped(image: Image.Image, fraction: float, left: float = 0.5, top: float = 0.5) -> Image.Image:
@@ -46,6 +59,10 @@ def mirrored(image: Image.Image) -> Image.Image:
 
 def tile(image: Image.Image) -> NDArray[np.uint8]:
     return np.array(image.resize((TILE, TILE), Image.Resampling.BOX))
+
+
+def picture(image: Image.Image) -> NDArray[np.uint8]:
+    return np.array(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def save(image: Image.Image, path: Path, quality: int = 75) -> Path:

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pytest
 from PIL import Image
 
+from tessella.data.decode import Pixels
+from tessella.inspection import copies as copies_module
 from tessella.inspection.copies import Copies, candidate_pairs, find_copies
+from tessella.inspection.measuring import ReadPictures
 from tessella.inspection.neighbors import Neighbors, find_neighbors
+from tessella.inspection.settings import InspectionSettings
 
-from .made import cropped, measurements, recompressed, scene
+from .made import cropped, garment, measurements, picture, recompressed, scene
 
-NEAR = 0.9
+NEAR = InspectionSettings().near
 
 
 def copies_of(images: list[Image.Image], vectors: np.ndarray, equal: tuple[int, int] | None = None) -> Copies:
     made = measurements(vectors, images)
     if equal:
         made.sha256[equal[1]] = made.sha256[equal[0]]
-    return find_copies(made, find_neighbors(made.vectors, 10), NEAR, "some model")
+    return find_copies(made, find_neighbors(made.vectors, 10), NEAR, "some model", reader(images))
+
+
+def reader(images: list[Image.Image], missing: Sequence[int] = ()) -> ReadPictures:
+    """Return a function that gives pictures of the images, except for the missing ones."""
+    return lambda indices: {i: picture(images[i]) for i in indices if i not in missing}
 
 
 def pairs_of(copies: Copies, kind: str) -> set[tuple[int, int]]:
@@ -44,6 +56,45 @@ def test_near_duplicates_are_confirmed_by_their_pixels() -> None:
     assert pairs_of(copies, "similar") == {(0, 1), (0, 2), (0, 3), (0, 4), (1, 4), (2, 4), (3, 4)}
 
 
+def test_different_garments_on_one_wall_are_not_copies() -> None:
+    images = [garment(0), garment(1), recompressed(garment(1), 75)]
+    copies = copies_of(images, np.ones((3, 3)))
+    assert pairs_of(copies, "near") == {(1, 2)}
+    assert pairs_of(copies, "similar") == {(0, 1), (0, 2)}
+    assert copies.group.tolist() == [0, 1, 1]
+
+
+def test_images_are_compared_in_groups_of_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [image for seed in range(5) for image in (scene(seed), recompressed(scene(seed)))]
+    whole = copies_of(images, np.ones((10, 3)))
+    assert pairs_of(whole, "near") == {(i, i + 1) for i in range(0, 10, 2)}
+    monkeypatch.setattr(copies_module, "PICTURES", 2)
+    parts = copies_of(images, np.ones((10, 3)))
+    assert pairs_of(parts, "near") == pairs_of(whole, "near")
+    np.testing.assert_allclose(parts.score, whole.score, atol=1e-5)
+
+
+def test_an_image_that_can_no_longer_be_read_is_no_copy() -> None:
+    images = [scene(0), recompressed(scene(0)), scene(1), recompressed(scene(1))]
+    made = measurements(np.repeat(np.eye(2, 3), 2, 0), images)
+    copies = find_copies(made, find_neighbors(made.vectors, 10), NEAR, "some model", reader(images, missing=[1]))
+    assert pairs_of(copies, "near") == {(2, 3)}
+    assert copies.group.tolist() == [0, 1, 2, 2]
+
+
+def test_only_images_with_similar_tiles_are_read_again() -> None:
+    images = [scene(0), recompressed(scene(0)), scene(1), scene(2)]
+    made = measurements(np.ones((4, 3)), images)
+    asked: list[int] = []
+
+    def read(indices: Sequence[int]) -> dict[int, Pixels]:
+        asked.extend(indices)
+        return {i: picture(images[i]) for i in indices}
+
+    find_copies(made, find_neighbors(made.vectors, 10), NEAR, "some model", read)
+    assert asked == [0, 1]
+
+
 def test_pictures_with_distant_embeddings_are_not_compared() -> None:
     copies = copies_of([scene(1), recompressed(scene(1))], apart(2))
     assert len(copies.i) == 0
@@ -59,7 +110,7 @@ def test_flat_pictures_are_not_near_duplicates() -> None:
 def test_unreadable_files_with_equal_hashes_of_zero_are_no_copies() -> None:
     made = measurements(apart(3))
     made.sha256[:] = 0
-    copies = find_copies(made, find_neighbors(made.vectors, 10), NEAR, "some model")
+    copies = find_copies(made, find_neighbors(made.vectors, 10), NEAR, "some model", reader([]))
     assert len(copies.i) == 0
 
 

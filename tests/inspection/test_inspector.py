@@ -19,6 +19,7 @@ from PIL import Image
 from tessella.data.all_splits import open_all_splits
 from tessella.errors import OutputError, UsageError
 from tessella.inspection import inspector
+from tessella.inspection.clean_list import write_clean_list
 from tessella.inspection.findings import COLUMNS, Finding
 from tessella.inspection.inspector import inspect
 from tessella.inspection.outcome import Inspection
@@ -26,7 +27,7 @@ from tessella.inspection.settings import InspectionSettings
 from tessella.predictor import Predictor
 from tessella.text import unescape
 
-from .made import recompressed, save, scene
+from .made import cropped, garment, recompressed, save, scene
 
 
 def pairs(result: Inspection, kind: str) -> set[tuple[str, str]]:
@@ -138,6 +139,23 @@ def test_images_without_labels(predictor: Predictor, tmp_path: Path) -> None:
     assert set(result.counts) <= {"near_duplicate", "similar"}
     assert {Path(name).name for pair in pairs(result, "near_duplicate") for name in pair} == {"2.png", "copy.jpg"}
     assert "the images have no labels: label errors and classes were not examined" in result.notes
+
+
+def test_different_garments_stay_in_the_list(predictor: Predictor, tmp_path: Path) -> None:
+    for i in range(6):
+        save(garment(i), tmp_path / "data" / "ab"[i % 2] / f"{i}.png")
+    save(cropped(garment(3), 0.9), tmp_path / "data" / "b" / "crop.png")
+    result = inspect(tmp_path / "data", predictor, InspectionSettings(min_images=0))
+    assert {name for pair in pairs(result, "near_duplicate") for name in pair} == {"b/3.png", "b/crop.png"}
+    assert write_clean_list(tmp_path / "clean.csv", result.images, result.findings) == 6
+
+
+def test_the_threshold_of_near_copies_is_explained_unless_it_is_given(predictor: Predictor, tmp_path: Path) -> None:
+    for i in range(6):
+        save(scene(i), tmp_path / f"{i}.png")
+    (choice,) = inspect(tmp_path, predictor, InspectionSettings(unlabeled=True)).choices
+    assert choice.startswith(f"near: {InspectionSettings().near}, because ")
+    assert inspect(tmp_path, predictor, InspectionSettings(unlabeled=True, near=0.9)).choices == ()
 
 
 def test_no_readable_image(predictor: Predictor, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ EXAMPLES = 1  # findings of a kind that the table shows
     group="Advanced",
     type=click.FloatRange(0, 1, True),
     metavar="SIMILARITY",
-    help="Similarity of the pixels, up to 1, from which two pictures are near duplicates.  [default: 0.9]",
+    help="Similarity of the pixels, up to 1, from which two pictures are near duplicates.  [default: 0.84]",
 )
 @option(
     "--label-margin",

@@ -35,7 +35,7 @@ _OFFSETS = (-0.5, 0.0, 0.5)  # pixels around the best place
 _FACTORS = (0.94, 1.06)  # of the best scale
 _BLUR = 5  # pixels of a side of the square over which SSIM takes its local means
 _FLOOR = 20.0  # added to local variances, so that noise in flat parts counts little
-_LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # of ITU-R BT.601
 
 
 class Similarity(NamedTuple):
@@ -43,11 +43,20 @@ class Similarity(NamedTuple):
 
     score: (P,) float32, structural similarity after alignment, 1 for the same picture. mirrored: (P,) whether one is
     the mirror image of the other. scale: (P,) size of the second relative to the first, 1 if neither is a crop.
+    swapped: (P,) whether the first was found in the second, rather than the second in the first. row, column: (P,)
+    where the center of the one that was found lies, in pixels from the center of the other.
     """
 
     score: FloatArray
     mirrored: NDArray[np.bool_]
     scale: FloatArray
+    swapped: NDArray[np.bool_]
+    row: FloatArray
+    column: FloatArray
+
+    def take(self, rows: NDArray[np.int64]) -> Similarity:
+        """Return the similarity of some of the pairs."""
+        return Similarity(*(column[rows] for column in self))
 
 
 class _Place(NamedTuple):
@@ -70,12 +79,13 @@ def compare_tiles(first_PSS3: NDArray[np.uint8], second_PSS3: NDArray[np.uint8])
     with ThreadPoolExecutor(min(available_cores(), MAX_THREADS), "tessella-compare") as pool:
         parts = [*pool.map(compare, range(0, len(first_PSS3), CHUNK))]  # NumPy computes without holding the lock
     if not parts:
-        return Similarity(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.float32))
+        none, never = np.zeros(0, np.float32), np.zeros(0, bool)
+        return Similarity(none, never, none, never, none, none)
     return Similarity(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def _luma(tiles_PSS3: NDArray[np.uint8]) -> FloatArray:
-    return tiles_PSS3.astype(np.float32) @ _LUMA
+    return tiles_PSS3.astype(np.float32) @ LUMA
 
 
 def _compare(first_PSS: FloatArray, second_PSS: FloatArray) -> Similarity:
@@ -93,7 +103,7 @@ def _compare(first_PSS: FloatArray, second_PSS: FloatArray) -> Similarity:
     if len(rows):
         score_P[rows] = _refined(outer_PSS[rows], inner_PSS[rows], _take(place, rows), score_P[rows])
     scale_P = np.where(swapped, 1 / place.scale, place.scale).astype(np.float32)
-    return Similarity(score_P.astype(np.float32), place.mirrored, scale_P)
+    return Similarity(score_P.astype(np.float32), place.mirrored, scale_P, swapped, place.row, place.column)
 
 
 def _choose(first_P: NDArray[np.bool_], a: _Place, b: _Place) -> _Place:

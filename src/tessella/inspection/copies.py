@@ -1,7 +1,7 @@
 """Copies of images: equal bytes, nearly the same picture, and pictures that are merely similar.
 
-Candidates are nearest neighbors by embedding; `alignment` then compares the pixels of each pair. Exact and near
-duplicates form groups, which are transitive; similar pairs do not.
+Candidates are nearest neighbors by embedding. `alignment` compares their tiles, and `detail` compares the images of
+pairs whose tiles are similar. Exact and near duplicates form groups, which are transitive; similar pairs do not.
 
 Letters for shapes: N images, P pairs, K neighbors.
 """
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from ..results import FloatArray
 from ..search.duplicates import SimilarityThreshold, join
-from .alignment import compare_tiles
-from .measuring import Measurements
+from .alignment import Similarity, compare_tiles
+from .detail import compare_pictures
+from .measuring import Measurements, ReadPictures
 from .neighbors import Neighbors
 from .settings import ProgressCallback
 
@@ -24,7 +25,9 @@ Ints = NDArray[np.int64]
 
 CANDIDATE = 0.75  # cosine from which the pixels of two neighbors are compared
 FLAT = 4.0  # standard deviation of the luma below which a picture shows too little to be recognized
-PAIRS = 4_096  # compared between two reports of progress
+LIKELY = 0.8  # similarity of the tiles from which the images themselves are compared; nearly all copies have more
+PAIRS = 4_096  # whose tiles are compared between two reports of progress
+PICTURES = 512  # pairs of images that are in memory at the same time: at most 28 MB
 
 
 @dataclass(frozen=True)
@@ -32,8 +35,8 @@ class Copies:
     """Pairs of images that are copies, and the groups that exact and near duplicates form.
 
     i, j: (P,) images, i < j. kind: (P,) "exact", "near" or "similar". score: (P,) structural similarity, 1 for equal
-    bytes. cosine: (P,) of the embeddings. mirrored: (P,). group: (N,) the first image of each image's group, itself
-    without a copy.
+    bytes: of the images if their tiles are similar enough to compare them, else of the tiles. cosine: (P,) of the
+    embeddings. mirrored: (P,). group: (N,) the first image of each image's group, itself without a copy.
     """
 
     i: Ints
@@ -50,13 +53,16 @@ def find_copies(
     neighbors: Neighbors,
     near: float,
     model: str,
+    read: ReadPictures,
     *,
+    likely: float = LIKELY,
     progress: ProgressCallback | None = None,
 ) -> Copies:
     """Find the copies among N images.
 
     near: structural similarity from which two pictures are the same. model: its threshold tells which pictures are
-    similar. progress: called with ("pairs", pairs compared, number of pairs).
+    similar. read: reads images again, as from `picture_reader`. likely: similarity of tiles from which images are read
+    again. progress: called with ("pairs", pairs compared, number of pairs) and then with "details" instead of "pairs".
     """
     exact_i, exact_j = _equal_bytes(measured)
     i, j, cosine = candidate_pairs(neighbors)
@@ -64,14 +70,11 @@ def find_copies(
     has_content = measured.statistics[:, 1] >= FLAT
     chosen = differs & has_content[i] & has_content[j]
     i, j, cosine = i[chosen], j[chosen], cosine[chosen]
-    score, mirrored = np.zeros(len(i), np.float32), np.zeros(len(i), bool)
-    for first in range(0, len(i), PAIRS):
-        rows = slice(first, first + PAIRS)
-        found = compare_tiles(measured.tiles[i[rows]], measured.tiles[j[rows]])
-        score[rows], mirrored[rows] = found.score, found.mirrored
-        if progress:
-            progress("pairs", min(first + PAIRS, len(i)), len(i))
-    is_near = score >= near
+    found = _compare_tiles(measured, i, j, progress)
+    rows = np.flatnonzero(found.score >= likely)
+    score, is_near = found.score.copy(), np.zeros(len(i), bool)
+    score[rows] = compare_details(read, i[rows], j[rows], found.take(rows), progress)
+    is_near[rows] = score[rows] >= near
     kept = is_near | (cosine >= SimilarityThreshold.of(model).value)
     kind = np.where(is_near, "near", "similar")
     count, ones = len(exact_i), np.ones(len(exact_i), np.float32)
@@ -82,9 +85,37 @@ def find_copies(
         kind=np.concatenate((np.full(count, "exact", "<U7"), kind[kept])),
         score=np.concatenate((ones, score[kept])),
         cosine=np.concatenate((ones, cosine[kept])),
-        mirrored=np.concatenate((np.zeros(count, bool), mirrored[kept])),
+        mirrored=np.concatenate((np.zeros(count, bool), found.mirrored[kept])),
         group=join(group, i[is_near], j[is_near]),
     )
+
+
+def _compare_tiles(measured: Measurements, i: Ints, j: Ints, progress: ProgressCallback | None) -> Similarity:
+    """Compare the tiles of pairs (P,)."""
+    parts = [compare_tiles(measured.tiles[i[:0]], measured.tiles[j[:0]])]
+    for first in range(0, len(i), PAIRS):
+        rows = slice(first, first + PAIRS)
+        parts.append(compare_tiles(measured.tiles[i[rows]], measured.tiles[j[rows]]))
+        if progress:
+            progress("pairs", min(first + PAIRS, len(i)), len(i))
+    return Similarity(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def compare_details(
+    read: ReadPictures, i: Ints, j: Ints, found: Similarity, progress: ProgressCallback | None
+) -> FloatArray:
+    """Return the similarity (P,) of the images of pairs; 0 if one of them can no longer be read."""
+    score = np.zeros(len(i), np.float32)
+    for first in range(0, len(i), PICTURES):
+        rows = np.arange(first, min(first + PICTURES, len(i)))
+        pictures = read(np.union1d(i[rows], j[rows]).tolist())
+        rows = rows[[a in pictures and b in pictures for a, b in zip(i[rows].tolist(), j[rows].tolist(), strict=True)]]
+        if len(rows):
+            ends = (np.stack([pictures[index] for index in side[rows].tolist()]) for side in (i, j))
+            score[rows] = compare_pictures(*ends, found.take(rows))
+        if progress:
+            progress("details", min(first + PICTURES, len(i)), len(i))
+    return score
 
 
 def candidate_pairs(neighbors: Neighbors, least: float = CANDIDATE) -> tuple[Ints, Ints, FloatArray]:

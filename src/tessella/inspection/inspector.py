@@ -22,15 +22,15 @@ from ..records import csv_line
 from ..storage import create_output_folder, folder_lock, write_bytes
 from ..text import count_of, escape
 from ..weights.catalogue import default_model
-from .copies import find_copies
+from .copies import LIKELY, find_copies
 from .findings import COLUMNS, Evidence, Finding, collect, count_kinds
 from .label_errors import LabelErrors, find_label_errors
-from .measuring import Measurements, measure
+from .measuring import Measurements, measure, picture_reader
 from .neighbors import Neighbors, find_neighbors
 from .outcome import Inspection
 from .outliers import NEIGHBORS, Remoteness, find_odd, find_remote
 from .page import write_page
-from .settings import InspectionSettings, ProgressCallback
+from .settings import NEAR, InspectionSettings, ProgressCallback
 
 Number = TypeVar("Number", bound=np.generic)
 FINDINGS, SUMMARY, REPORT = "findings.csv", "inspection.json", "report"
@@ -62,6 +62,8 @@ def inspect(
     if model is None:
         model = default_model("embed")
         choices.append(f"model: {model}, the built-in model for embeddings of photographs")
+    if settings.near == NEAR:
+        choices.append(f"near: {NEAR}, because different pictures stayed below it in the data it was measured with")
     predictor = model if isinstance(model, Predictor) else load(model)
     folder = None if out is None else create_output_folder(out)
     with nullcontext() if folder is None else folder_lock(folder, LOCK):
@@ -84,7 +86,7 @@ def _inspect(
     measured = measure(images, predictor, folder, progress=progress)
     _require_readable(images, measured)
     seconds = {"images": time.perf_counter() - start}
-    evidence = _analyze(images, measured, predictor.name, settings, seconds, progress)
+    evidence = _analyze(images, measured, predictor, settings, seconds, progress)
     findings = collect(
         evidence,
         min_images=settings.min_images,
@@ -136,7 +138,7 @@ def _open(data: str | Path | Sequence[str | Path], unlabeled: bool) -> SplitImag
 def _analyze(
     images: SplitImages,
     measured: Measurements,
-    model: str,
+    predictor: Predictor,
     settings: InspectionSettings,
     seconds: dict[str, float],
     progress: ProgressCallback | None,
@@ -146,7 +148,16 @@ def _analyze(
     rows = np.flatnonzero(measured.ok)
     neighbors = find_neighbors(measured.vectors[rows], NEIGHBORS, progress=progress)
     clock.stop("neighbors")
-    copies = find_copies(measured, _in_all(neighbors, rows, len(images)), settings.near, model, progress=progress)
+    with picture_reader(images, predictor) as read:
+        copies = find_copies(
+            measured,
+            _in_all(neighbors, rows, len(images)),
+            settings.near,
+            predictor.name,
+            read,
+            likely=min(LIKELY, settings.near),
+            progress=progress,
+        )
     clock.stop("pairs")
     labels = images.images.labels
     errors = None

@@ -10,8 +10,8 @@ Letters for shapes: N images, D width of the embedding, F statistics, S side of 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -22,13 +22,14 @@ from numpy.typing import ArrayLike, NDArray
 from ..bulk.shards import decoder_of
 from ..data.all_splits import SplitImages
 from ..data.decode import Pixels
-from ..data.isolated import Decoded
+from ..data.isolated import Decoded, IsolatedDecoder
 from ..errors import ImageError
 from ..pipeline import map_values
 from ..predictor import Predictor
 from ..records import npz_bytes
 from ..results import l2_normalize
 from ..storage import create_output_folder, folder_lock, write_bytes
+from .detail import picture_of, spec_of_pictures
 from .pixel_statistics import STATISTICS, TILE, statistics_of, tile_of
 from .settings import ProgressCallback
 
@@ -156,6 +157,24 @@ def _record(result: Measurements, i: int, image: Decoded) -> None:
     if image.pixels is not None:
         result.statistics[i] = statistics_of(image.pixels)
         result.tiles[i] = tile_of(image.pixels)
+
+
+ReadPictures = Callable[[Sequence[int]], dict[int, Pixels]]  # from indices of images to pictures (F,F,3)
+
+
+@contextmanager
+def picture_reader(images: SplitImages, predictor: Predictor) -> Iterator[ReadPictures]:
+    """Yield a function that reads images again, at the resolution of `detail`; it leaves out those it cannot read."""
+    with IsolatedDecoder(
+        spec_of_pictures(predictor.spec), policy=predictor.policy, mode=predictor.transform, limits=predictor.limits
+    ) as decoder:
+
+        def read(indices: Sequence[int]) -> dict[int, Pixels]:
+            sources = (images.images.source(i) for i in indices)
+            decoded = zip(indices, decoder.decoded(sources), strict=True)
+            return {i: picture_of(image.pixels).copy() for i, image in decoded if image.pixels is not None}
+
+        yield read
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from ..checks import check_count, check_fields, check_number
 
 ProgressCallback = Callable[[str, int, int], None]  # current task, items done, number of items
 MAX_SEED = 2**63 - 1
+NEAR = 0.84  # no pair of different pictures that was judged reached it (docs/results.md)
 MAX_IMAGES = 1_000_000_000  # of a class; larger numbers are mistakes
 
 
@@ -17,7 +18,7 @@ class InspectionSettings:
     """Settings of `inspect`: from which score on something is a finding.
 
     min_images: a class with fewer images in a split is a finding. near: pixel similarity (0 to 1) from which two images
-    are near duplicates, see `alignment`. label_margin: a label is a probable error if the probability of another class
+    are near duplicates, see `detail`. label_margin: a label is a probable error if the probability of another class
     exceeds that of the label by at least this much. outlier: number of robust standard deviations by which an image is
     farther from its nearest neighbors than most. odd: the same for brightness, sharpness, size and aspect ratio.
     folds: number of parts for out-of-fold predictions. seed: random seed of the folds. unlabeled: ignore classes.
@@ -26,7 +27,7 @@ class InspectionSettings:
     """
 
     min_images: int = 10
-    near: float = 0.9
+    near: float = NEAR
     label_margin: float = 0.75
     outlier: float = 5.0
     odd: float = 5.0
