@@ -35,7 +35,7 @@ from tessella.weights.catalogue import BUILTIN_FOLDER
 TAG, MOST_BYTES, FOLDER = "cifar10", 3_000_000, "local-dir:"
 COMMAND = "python benchmarks/train_cifar10.py cifar10-train.parquet OUT"
 PATHS = ("init_from", "teacher")  # settings that name files, which may be elsewhere
-NAMES = ("model", "model_args.kernel_size")  # an architecture of an earlier stage can be written in two ways
+NAMES = ("model", "model_args.dim", "model_args.kernel_size")  # an earlier stage can be described in two ways
 NOTE = "trained by this project on a JPEG copy of CIFAR-10: it knows these ten classes only, at 32 px"
 
 

@@ -4,11 +4,11 @@ Only the training images are read. They are copied to OUT/data, because test ima
 validation. Instead, a tenth of them, chosen by a hash of their keys, is held out for validation. The settings in
 benchmarks/cifar10_models were chosen by the accuracy on this tenth.
 
-ConvMixer-128/8 is trained in two stages: with kernels of 3 x 3 in OUT/convmixer-1, then with kernels of 5 x 5 in
-OUT/convmixer-2. The second stage starts from the weights of the first one, whose kernels are padded with zeros, in
-OUT/widened.safetensors. The result is the teacher of four models, which are trained in OUT/ARCHITECTURE. Every model
-has the weights of the last step. The accuracies on the held-out images are printed at the end. Run the same command
-again to resume.
+ConvMixer is trained in two stages: a narrow one, with 128 channels and kernels of 3 x 3, in OUT/convmixer-1, and then
+one with 256 channels and kernels of 5 x 5 in OUT/convmixer-2. The second stage starts from the weights of the first
+one, which are widened without changing the function (OUT/widened.safetensors). The result is the teacher of four
+models, which are trained in OUT/ARCHITECTURE. Every model has the weights of the last step. The accuracies on
+the held-out images are printed at the end. Run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import pad
@@ -58,25 +59,46 @@ def copy_data(file: Path, folder: Path) -> Path:
     return partial.replace(folder / "cifar10-train.parquet")
 
 
-def widen(weights: Path, kernel_size: int, out: Path) -> None:
-    """Write the weights of a ConvMixer with depthwise kernels padded with zeros to `kernel_size`: the same function."""
+def widen(weights: Path, architecture: ConvMixerConfig, out: Path) -> None:
+    """Write the weights of a ConvMixer that is wider and has larger kernels, but is the same function.
+
+    As in Net2Net (arXiv:1511.05641), channel i is a copy of channel i modulo the narrow width, and the weights that
+    read the copies are random parts of the original weight, so that the copies learn different things. Kernels are
+    padded with zeros.
+    """
+    narrow = load_file(weights)
+    source_D = torch.arange(architecture.dim) % len(narrow["stem.0.bias"])
+    generator = torch.Generator().manual_seed(0)
+    wide = {}
+    for name, tensor in narrow.items():
+        if tensor.ndim and not name.startswith("head."):
+            tensor = tensor[source_D]
+        if tensor.ndim == 4 and tensor.shape[1] == 1:
+            tensor = pad(tensor, ((architecture.kernel_size - tensor.shape[-1]) // 2,) * 4)
+        elif name.endswith("weight") and tensor.ndim > 1 and name != "stem.0.weight":
+            tensor = divided(tensor, source_D, generator)
+        wide[name] = tensor.contiguous()
     partial = out.with_name(f"{out.name}.partial")
-    save_file({name: widened(tensor, kernel_size) for name, tensor in load_file(weights).items()}, partial)
+    save_file(wide, partial)
     partial.replace(out)
 
 
-def widened(tensor: Tensor, kernel_size: int) -> Tensor:
-    """Return a depthwise kernel (D,1,K,K) with a border of zeros, of this size; any other tensor is unchanged."""
-    is_depthwise = tensor.ndim == 4 and tensor.shape[1] == 1
-    border = (kernel_size - tensor.shape[-1]) // 2 if is_depthwise else 0
-    return pad(tensor, (border,) * 4).contiguous() if border else tensor
+def divided(weight: Tensor, source_D: Tensor, generator: torch.Generator) -> Tensor:
+    """Return weights (O,D,...) that read copies of inputs (I,): those of the copies of an input sum to its weight.
+
+    weight: (O,I,...). source_D: the input of which each of the D inputs is a copy.
+    """
+    part_OD = torch.rand(len(weight), len(source_D), generator=generator) * 0.6 + 0.2
+    sum_OI = torch.zeros(len(weight), weight.shape[1]).index_add_(1, source_D, part_OD)
+    part_OD /= sum_OI[:, source_D]
+    return weight[:, source_D] * part_OD.reshape(*part_OD.shape, *[1] * (weight.ndim - 2))
 
 
-def kernel_size_of(config: TrainConfig) -> int:
-    """Return the side of the depthwise kernels of a ConvMixer."""
+def architecture_of(config: TrainConfig) -> ConvMixerConfig:
+    """Return the architecture of a stage."""
     architecture = configure(config.model, **config.model_args)
     assert isinstance(architecture, ConvMixerConfig)
-    return architecture.kernel_size
+    return architecture
 
 
 def configs(out: Path) -> Iterator[tuple[str, TrainConfig]]:
@@ -85,7 +107,7 @@ def configs(out: Path) -> Iterator[tuple[str, TrainConfig]]:
     yield first, read_settings(first)
     start = out / "widened.safetensors"
     config = read_settings(second, init_from=str(start))
-    widen(out / first / "model.safetensors", kernel_size_of(config), start)
+    widen(out / first / "model.safetensors", architecture_of(config), start)
     yield second, config
     for name in STUDENTS:
         yield name, read_settings(name, teacher=f"local-dir:{out / second}")

@@ -24,7 +24,7 @@ SETTINGS, STUDENTS = recipe.SETTINGS, recipe.STUDENTS  # those of the real model
 CONVMIXER = "convmixer_256_8_ks3_p4"
 TINY = {  # the changed fields of the architectures that are trained
     "convmixer-1": dict(dim=8, depth=1, kernel_size=3),
-    "convmixer-2": dict(dim=8, depth=1, kernel_size=5),
+    "convmixer-2": dict(dim=12, depth=1, kernel_size=5),
     "gmixer_ti_p4_32": dict(embed_dim=8, num_blocks=1),
     "convit_ti_p4_32": dict(embed_dim=4, num_heads=3, depth=2, local_up_to_layer=1),
 }
@@ -141,8 +141,9 @@ def test_a_widened_model_is_the_same_function(tmp_path: Path) -> None:
     small = tessella.create_model(CONVMIXER, dim=8, depth=2, kernel_size=3).eval()
     tessella.save_pretrained(small, tmp_path / "small")
     file = tmp_path / "wide.safetensors"
-    recipe.widen(tmp_path / "small" / "model.safetensors", 5, file)
-    wide = tessella.create_model(CONVMIXER, dim=8, depth=2, kernel_size=5, checkpoint_path=file)
+    architecture = recipe.architecture_of(TrainConfig(model=CONVMIXER, model_args=dict(dim=20, depth=2, kernel_size=5)))
+    recipe.widen(tmp_path / "small" / "model.safetensors", architecture, file)
+    wide = tessella.create_model(CONVMIXER, dim=20, depth=2, kernel_size=5, checkpoint_path=file)
     images = torch.randn(2, 3, 32, 32)
     with torch.inference_mode():
         torch.testing.assert_close(wide.eval()(images), small(images))
@@ -154,4 +155,4 @@ def test_the_settings_are_those_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -
     assert sorted(path.stem for path in SETTINGS.glob("*.json")) == sorted(settings)
     assert [settings[name].model for name in STUDENTS] == list(STUDENTS)
     assert {(config.seed, config.select, config.img_size) for config in settings.values()} == {(0, "last", 32)}
-    assert settings["convmixer-1"].model_args == dict(kernel_size=3)
+    assert settings["convmixer-1"].model_args == dict(dim=128, kernel_size=3)
