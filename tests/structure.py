@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import io
 import re
 import sys
@@ -33,6 +34,7 @@ class Source:
         return self.path.name == "__init__.py"
 
 
+@functools.cache  # several test files read the package
 def read_sources(folder: Path) -> list[Source]:
     """Return all Python files in `folder`; dotted names start with the name of the folder."""
     sources = []

@@ -263,7 +263,7 @@ def test_an_interrupted_comparison_resumes(data: Path, tmp_path: Path, monkeypat
 
 
 def test_a_folder_that_another_comparison_uses_is_refused(data: Path, result: Comparison, tmp_path: Path) -> None:
-    codes = []
+    codes: list[str] = []
 
     def try_again(*_: object) -> None:
         if not codes:

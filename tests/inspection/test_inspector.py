@@ -23,6 +23,7 @@ from tessella.inspection.clean_list import write_clean_list
 from tessella.inspection.findings import COLUMNS, Finding
 from tessella.inspection.inspector import inspect
 from tessella.inspection.outcome import Inspection
+from tessella.inspection.page import write_page
 from tessella.inspection.settings import InspectionSettings
 from tessella.predictor import Predictor
 from tessella.text import unescape
@@ -89,7 +90,6 @@ def test_two_inspections_never_write_to_one_folder(
         codes.append(caught.value.code)
         write_page(*arguments, **options)
 
-    write_page = inspector.write_page
     monkeypatch.setattr(inspector, "write_page", write_and_try)
     inspect(data, predictor, out=tmp_path)
     assert codes == ["busy"]
