@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessella.text import count_of, encode_text, escape, finite, printable, unescape
+from tessella.text import count_of, encode_text, escape, escape_line, finite, printable, unescape
 
 NAMES = st.one_of(
     st.text(st.characters()),  # lone surrogates included
@@ -54,6 +54,19 @@ def test_printable_text_has_no_control_characters(name: str) -> None:
     displayed = printable(name)
     assert displayed.encode("utf-8").decode() == displayed
     assert not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in displayed)
+
+
+@pytest.mark.parametrize(
+    ("text", "markdown"),
+    [
+        ("\x1b[31mred\x07", r"\x1b\[31mred\x07"),
+        ("a\u202egpj.exe", r"a\u202egpj.exe"),
+        ("two\nlines", "two lines"),
+        ("b\udce9.png", r"b\xe9.png"),
+    ],
+)
+def test_markdown_has_no_control_characters(text: str, markdown: str) -> None:
+    assert escape_line(text) == markdown
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (2_000, "2,000 rows")])

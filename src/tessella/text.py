@@ -93,9 +93,13 @@ def _visible(character: str) -> str:
 
 
 def escape_line(text: object) -> str:
-    """Return a text as one line of Markdown, with the special characters of Markdown and HTML escaped."""
+    """Return a text as one line of Markdown, with the special characters of Markdown and HTML escaped.
+
+    Control characters are shown as in `printable`, because people also read Markdown in a terminal.
+    """
     line = html.escape(" ".join(str(text).split()), quote=False)
-    return re.sub(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line)  # _ inside a word needs no escape
+    # _ inside a word needs no escape, and neither does a backslash before a letter
+    return printable(re.sub(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", line))
 
 
 def count_of(count: int, noun: str) -> str:

@@ -90,6 +90,19 @@ def test_text_of_a_report_is_escaped(folder: Path) -> None:
     assert "license: evil" not in text.partition("\n---\n")[0].splitlines()
 
 
+def test_a_card_cannot_control_the_terminal(folder: Path) -> None:
+    readme = folder / "README.md"
+    readme.write_text(readme.read_text().replace("## Training\n", "## Training\n\x1b[2J\tone\u202e\n", 1))
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    config["label_names"][0] = "\x1b]0;title\x07"
+    path.write_text(json.dumps(config))
+    text = card(folder)
+    assert not [character for character in text if not character.isprintable() and character != "\n"]
+    assert "\\x1b[2J" in text
+    assert r"\x1b\]0;title\x07" in text
+
+
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from ..engine.exported import is_exported
 from ..errors import UsageError
 from ..models.configs import configure
 from ..storage import read_regular
-from ..text import escape_line, without_folders
+from ..text import escape_line, printable, without_folders
 from ..weights.card_text import THIS_FOLDER, CardFacts, Section, markdown_table, saved_facts
 from ..weights.sources import default_args, find_checkpoint
 from .calibrated import calibration_text, read_calibration_beside
@@ -125,6 +125,8 @@ def _training(folder: Path) -> Iterator[Section]:
     except OSError:
         found = None
     text = found[1] if found else "Trained by `tessella train`; every setting is in [train.json](train.json)."
+    # people also read cards in a terminal; tab stops of Markdown are 4 columns apart
+    text = "\n".join(printable(line.expandtabs(4)) for line in text.split("\n"))
     yield Section(heading="Training", text=text)
 
 
