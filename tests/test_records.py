@@ -146,6 +146,15 @@ def test_a_table_as_csv_has_a_header_and_empty_cells_for_none() -> None:
     assert csv_table(("name", "value"), rows) == b'name,value\n"a, ""b""",\ncaf\\xe9,0.5\n'
 
 
+@pytest.mark.parametrize("text", ['a "b"', "a,b", "a\rb", "a\nb", "a\r\nb", "", " a "])
+def test_a_table_as_csv_is_read_back(text: str) -> None:
+    data = csv_table(("name", "value"), [dict(name=text, value=1)])
+    for newline in ("", None):  # many readers treat a carriage return as the end of a line
+        read = io.StringIO(data.decode(), newline=newline)
+        assert [len(row) for row in csv.reader(read)] == [2, 2]
+    assert list(csv.reader(io.StringIO(data.decode(), newline="")))[1] == [text, "1"]
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_records_with_different_numbers_of_classes(tmp_path: Path, suffix: str) -> None:
     one, two = Prediction(0, "a", 0.5), Prediction(1, "b", 0.25)

@@ -6,7 +6,6 @@ stay distinct, and `text.unescape` restores it.
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import math
@@ -132,12 +131,13 @@ def _csv_cell(cell: object, safe: bool) -> str:
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> bytes:
-    """Return a CSV file with a header and one line per row; None becomes an empty cell."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return encode_text(text.getvalue())
+    """Return a CSV file with a header and one line per row, as `csv_line`; None becomes an empty cell."""
+
+    def text(cell: object) -> str:
+        return "" if cell is None else encode_text(str(cell)).decode()
+
+    lines = [csv_line(columns), *(csv_line(text(row[name]) for name in columns) for row in rows)]
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def pad(cells: Sequence[object], length: int, filler: object = "") -> list[object]:

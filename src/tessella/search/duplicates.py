@@ -11,8 +11,6 @@ Letters for shapes: N images, D width of the embedding, P pairs, B images of a b
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +26,7 @@ from ..checks import as_path, checked
 from ..errors import UsageError
 from ..extras import need_pyarrow
 from ..plots.sheet import SUFFIXES, Panel, write_sheet
+from ..records import csv_table
 from ..results import l2_normalize
 from ..storage import check_output, write_bytes
 from ..weights.catalogue import full_name
@@ -191,11 +190,7 @@ def write_duplicates(path: str | Path, duplicates: Duplicates) -> None:
         pq.write_table(pa.Table.from_pylist(rows, schema), sink)
         data = sink.getvalue().to_pybytes()
     elif kind == ".csv":
-        text = io.StringIO()
-        writer = csv.DictWriter(text, names, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        data = text.getvalue().encode()
+        data = csv_table(names, rows)
     elif kind == ".json":
         data = (json.dumps(rows, indent=1, ensure_ascii=False) + "\n").encode()
     else:
