@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -305,3 +307,41 @@ def test_a_link_to_a_folder_is_not_followed(artifacts: dict[str, Path], tmp_path
     (folder / "all").symlink_to(tmp_path)
     with pytest.raises(UsageError, match="link to a folder"):
         verify(folder)
+
+
+def test_different_files_never_have_the_same_name_in_a_receipt(tmp_path: Path) -> None:
+    for name, content in ((os.fsdecode(b"\xff"), "a"), (r"\xff", "b")):
+        (tmp_path / name).write_text(content)
+    assert len(content_hashes(tmp_path)) == 2
+
+
+def test_a_thousand_nested_folders_are_verified(tmp_path: Path) -> None:
+    folders = [tmp_path / "a"]
+    while len(folders) < sys.getrecursionlimit():
+        folders.append(folders[-1] / "a")
+    for folder in folders:
+        folder.mkdir()
+    file = folders[-1] / "file"
+    file.write_text("content")
+    try:
+        (found,) = content_hashes(tmp_path).values()
+    finally:
+        file.unlink()
+        for folder in reversed(folders):
+            folder.rmdir()
+    assert found[0] == len("content")
+
+
+def test_a_receipt_with_answers_of_different_lengths_is_not_as_recorded(
+    artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    found = verify(artifacts["exported"])
+    first, *others = found.answers
+    for changed_answer in (
+        dataclasses.replace(first, logits=first.logits[:-1]),
+        dataclasses.replace(first, embedding=()),
+    ):
+        forged = dataclasses.replace(found, answers=(changed_answer, *others))
+        write_receipt(forged, tmp_path / "forged.json")
+        replayed = replay(tmp_path / "forged.json", artifacts["exported"])
+        assert [finding.check for finding in replayed.failed] == ["answers of the receipt"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,16 @@ from ..engine.consistency import TOLERANCE, relative_difference
 from .answers import as_arrays
 from .checkpoints import find_weight_file
 from .contents import content_hashes
-from .findings import Outcome, Verification, compared, describe_machine, failures, judged, package_versions
+from .findings import (
+    Outcome,
+    PhotographAnswer,
+    Verification,
+    compared,
+    describe_machine,
+    failures,
+    judged,
+    package_versions,
+)
 from .receipts import Receipt, read_receipt
 from .targets import find_target, path_of
 from .verifying import verify_target
@@ -87,11 +96,15 @@ def _compare_answers(recorded: Receipt, found: Verification) -> Iterator[Outcome
     yield compared("pixels of the receipt", old, new, CODE)
     bound = TOLERANCE.get(recorded.settings.get("precision", ""), TOLERANCE["float32"])
     error = float("inf")
-    if len(recorded.answers) == len(found.answers):
+    if _shapes(recorded.answers) == _shapes(found.answers):
         error = relative_difference(as_arrays(found.answers), as_arrays(recorded.answers))
     wanted = f"the same, within {bound:g} of their standard deviation"
     shown = f"largest difference {error:.1e}" + (" (identical)" if recorded.answers == found.answers else "")
     yield judged("answers of the receipt", wanted, shown, error <= bound, CODE)
+
+
+def _shapes(answers: Sequence[PhotographAnswer]) -> list[tuple[int, int]]:
+    return [(len(answer.logits), len(answer.embedding)) for answer in answers]
 
 
 def _compare_facts(what: str, expected: Mapping[str, str], found: Mapping[str, str]) -> Iterator[Outcome]:
