@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ from tessella.engine.base import ArrayOutputs
 from tessella.engine.consistency import BATCHES, Consistency, relative_difference
 from tessella.engine.exported import FILE, is_exported
 from tessella.engine.openvino import OpenVinoEngine
-from tessella.errors import UsageError, WeightsError
+from tessella.errors import OutputError, UsageError, WeightsError
 from tessella.export import export
 
 from .cli.test_startup import best_seconds
@@ -150,6 +151,22 @@ def test_nothing_is_overwritten_or_written_partly(copied: Path, monkeypatch: pyt
     assert caught.value.code == "output_failed"
     assert [path.name for path in copied.parent.iterdir()] == ["copied"]
     assert is_exported(copied)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file size limits are POSIX's")
+def test_a_full_disk_is_a_coded_error_and_nothing_is_left(tmp_path: Path) -> None:
+    import resource
+
+    predictor = tessella.load(CIFAR10_MODEL, engine="openvino")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))  # a longer file fails as on a full disk
+    try:
+        with pytest.raises(OutputError, match=r"could not be written: .*OpenVINO") as caught:
+            export(predictor, tmp_path / "exported")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.code == "output_failed"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_runtime_is_reported(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,7 +42,7 @@ def as_openvino(network: Network, plan: Plan, size: tuple[int, int], spec: Input
 
     size: (height, width) in pixels. Raises WeightsError `conversion_failed` or `cache_failed`.
     """
-    from .runtime import ov, report_nothing
+    from .runtime import ov, report_nothing, save_graph
 
     core()
     report_nothing()
@@ -52,7 +52,7 @@ def as_openvino(network: Network, plan: Plan, size: tuple[int, int], spec: Input
         log.info("converting %s for OpenVINO (only the first time)", model.arch)
         with conversion_errors("OpenVINO"), suppress_warnings(), _without_verbose():
             graph = ov.convert_model(export_program(model, plan, size, spec))
-            ov.save_model(graph, folder / GRAPHS["openvino"], compress_to_fp16=False)
+            save_graph(graph, folder / GRAPHS["openvino"])
 
     facts = conversion_facts(network, plan, size, spec, openvino=ov.__version__) | {"precision": "float32"}
     return cached("openvino", facts, convert)

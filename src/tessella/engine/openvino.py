@@ -87,9 +87,9 @@ class OpenVinoEngine(GraphEngine):
         if self.graph:
             super().save(folder)
         else:
-            from .runtime import ov
+            from .runtime import save_graph
 
-            ov.save_model(self.built, folder / GRAPHS["openvino"], compress_to_fp16=False)
+            save_graph(self.built, folder / GRAPHS["openvino"])
 
     def __call__(self, x: Pixels | FloatArray) -> ArrayOutputs:
         if not len(x):

@@ -6,7 +6,9 @@ first time. If a program has imported openvino before, nothing is changed.
 
 from __future__ import annotations
 
+import errno
 import sys
+from pathlib import Path
 
 _CONVERTER = "openvino.tools.ovc"
 
@@ -33,6 +35,15 @@ else:
 op = ov.opset13
 
 __all__ = ["op", "ov"]
+
+
+def save_graph(graph: ov.Model, path: Path) -> None:
+    """Write a graph as an .xml file and a .bin file beside it. Raises OSError."""
+    try:
+        ov.save_model(graph, path, compress_to_fp16=False)
+    except RuntimeError as error:  # what OpenVINO raises if a file cannot be written, without the reason
+        first = next(iter(str(error).splitlines()), "")
+        raise OSError(errno.EIO, f"OpenVINO reports {first!r}, as if the disk was full", str(path)) from error
 
 
 def report_nothing() -> None:
