@@ -61,7 +61,9 @@ def inspect(
         model = default_model("embed")
         choices.append(f"model: {model}, the built-in model for embeddings of photographs")
     if settings.near == NEAR:
-        choices.append(f"near: {NEAR}, because 82 of the 86 pairs from there on that were judged by eye show the same picture")
+        choices.append(
+            f"near: {NEAR}, because 82 of the 86 pairs from there on that were judged by eye show the same picture"
+        )
     predictor = model if isinstance(model, Predictor) else load(model)
     folder = None if out is None else create_output_folder(out)
     start = time.perf_counter()
