@@ -62,7 +62,7 @@ def inspect(
         choices.append(f"model: {model}, the built-in model for embeddings of photographs")
     if settings.near == NEAR:
         choices.append(
-            f"near: {NEAR}, because 82 of the 86 pairs from there on that were judged by eye show the same picture"
+            f"near: {NEAR}, because 82 of 86 judged pairs with at least this similarity show the same picture"
         )
     predictor = model if isinstance(model, Predictor) else load(model)
     folder = None if out is None else create_output_folder(out)
