@@ -49,7 +49,7 @@ from tessella.weights.catalogue import default_model
 
 MARGINS = (0.0, 0.25, 0.5, 0.75, 0.9)  # cuts of the findings
 BANDS = (0.45, 0.6, 0.7, 0.8, 0.9, 1.01)  # of scores, for the sample that is judged by eye
-NEAR = (0.4, 0.6, 0.7, 0.75, 0.8, 0.82, 0.84, 0.86, 0.9, 0.95)  # similarities of images
+NEAR = (0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.82, 0.84, 0.86, 0.9, 0.95)  # similarities of images
 NEAR_TILES = (0.8, 0.85, 0.9, 0.93, 0.95, 0.96, 0.97, 0.98)  # similarities of tiles
 SAME = "same picture"  # a judgment
 SIDE, ACROSS = 96, 6  # pixels of a picture in a sheet, and pairs per row

@@ -54,9 +54,16 @@ class Similarity(NamedTuple):
     row: FloatArray
     column: FloatArray
 
-    def take(self, rows: NDArray[np.int64]) -> Similarity:
-        """Return the similarity of some of the pairs."""
-        return Similarity(*(column[rows] for column in self))
+    def take(self, rows: NDArray[np.int64] | slice) -> Similarity:
+        """Return the similarity of some of the P pairs; rows: their indices, or a slice."""
+        return Similarity(
+            score=self.score[rows],
+            mirrored=self.mirrored[rows],
+            scale=self.scale[rows],
+            swapped=self.swapped[rows],
+            row=self.row[rows],
+            column=self.column[rows],
+        )
 
 
 class _Place(NamedTuple):

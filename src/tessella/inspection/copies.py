@@ -111,8 +111,8 @@ def compare_details(
         pictures = read(np.union1d(i[rows], j[rows]).tolist())
         rows = rows[[a in pictures and b in pictures for a, b in zip(i[rows].tolist(), j[rows].tolist(), strict=True)]]
         if len(rows):
-            ends = (np.stack([pictures[index] for index in side[rows].tolist()]) for side in (i, j))
-            score[rows] = compare_pictures(*ends, found.take(rows))
+            first_PFF3, second_PFF3 = (np.stack([pictures[k] for k in side[rows].tolist()]) for side in (i, j))
+            score[rows] = compare_pictures(first_PFF3, second_PFF3, found.take(rows))
         if progress:
             progress("details", min(first + PICTURES, len(i)), len(i))
     return score

@@ -67,7 +67,7 @@ def compare_pictures(first_PFF3: Pixels, second_PFF3: Pixels, found: Similarity)
 
     def compare(first: int) -> FloatArray:
         rows = slice(first, first + CHUNK)
-        return _compare(first_PFF3[rows], second_PFF3[rows], Similarity(*(column[rows] for column in found)))
+        return _compare(first_PFF3[rows], second_PFF3[rows], found.take(rows))
 
     with ThreadPoolExecutor(min(available_cores(), MAX_THREADS), "tessella-detail") as pool:
         parts = [*pool.map(compare, range(0, len(first_PFF3), CHUNK))]  # NumPy computes without holding the lock
@@ -80,7 +80,8 @@ def _compare(first_PFF3: Pixels, second_PFF3: Pixels, found: Similarity) -> Floa
     outer_PFF = np.where(swapped_P, second_PFF, first_PFF)
     inner_PFF = np.where(swapped_P, first_PFF, second_PFF)
     inner_PFF = np.where(found.mirrored[:, None, None], inner_PFF[:, :, ::-1], inner_PFF)
-    factor = 1 / np.where(found.swapped, 1 / found.scale, found.scale)  # the inner tile was reduced by this
+    reduced = np.where(found.swapped, 1 / found.scale, found.scale)  # the inner tile was reduced to this size
+    factor = (1 / reduced).astype(np.float32, copy=False)
     per_tile = np.float32(_ALIGNED / TILE)
     warp = _Warp(factor, -found.row * factor * per_tile, factor, -found.column * factor * per_tile)
     small_outer, small_inner = _halved(outer_PFF), _halved(inner_PFF)
@@ -111,15 +112,16 @@ def _align(outer_PGG: FloatArray, inner_PGG: FloatArray, warp: _Warp, steps: int
     for step in range(steps + 1):
         warped_PGG, mask_PGG, (rows, columns) = _warped(inner_PGG, warp)
         outer, inner = _centered(outer_PGG, mask_PGG), _centered(warped_PGG, mask_PGG)
-        gain_P = np.clip(_inner(outer, inner) / np.maximum(_inner(inner, inner), 1e-3), 0.3, 3)[:, None, None]
-        rest_PGG = outer - gain_P * inner
+        gain_P = _inner(outer, inner) / np.maximum(_inner(inner, inner), 1e-3)
+        gain = np.clip(gain_P, 0.3, 3)[:, None, None].astype(np.float32, copy=False)
+        rest_PGG = outer - gain * inner
         error_P = _inner(rest_PGG, rest_PGG) / np.maximum(_inner(outer, outer), 1e-3)
         best = _Warp(*(np.where(error_P < least_P, new, old) for new, old in zip(warp, best, strict=True)))
         least_P = np.minimum(error_P, least_P)
         if step == steps:
             break
-        by_row = (rows @ slope_rows @ columns) * gain_P * mask_PGG
-        by_column = (rows @ slope_columns @ columns) * gain_P * mask_PGG
+        by_row = (rows @ slope_rows @ columns) * gain * mask_PGG
+        by_column = (rows @ slope_columns @ columns) * gain * mask_PGG
         by_factors = by_row * place_G[:, None] / _ALIGNED, by_column * place_G / _ALIGNED
         slopes = np.stack((by_factors[0], by_row, by_factors[1], by_column), 1)
         move_4P = _step(slopes, rest_PGG, inner, mask_PGG).T
@@ -152,7 +154,9 @@ def _warped(inner_PFF: FloatArray, warp: _Warp) -> tuple[FloatArray, FloatArray,
     rows, row_inside = _weights(warp.row_factor, warp.row_shift, inner_PFF.shape[1])
     columns, column_inside = _weights(warp.column_factor, warp.column_shift, inner_PFF.shape[2])
     columns = columns.transpose(0, 2, 1)
-    return rows @ inner_PFF @ columns, row_inside[:, :, None] * column_inside[:, None, :], (rows, columns)
+    warped_PFF = (rows @ inner_PFF @ columns).astype(np.float32, copy=False)
+    mask_PFF = row_inside[:, :, None] * column_inside[:, None, :]
+    return warped_PFF, mask_PFF, (rows, columns)
 
 
 def _weights(factor_P: FloatArray, shift_P: FloatArray, side: int) -> tuple[FloatArray, FloatArray]:
@@ -202,7 +206,7 @@ def _centered(pictures_PFF: FloatArray, mask_PFF: FloatArray) -> FloatArray:
 
 def _blurred(pictures_PFF: FloatArray, deviation: float) -> FloatArray:
     weights_FF = _gaussian(pictures_PFF.shape[1], deviation)
-    return weights_FF @ pictures_PFF @ weights_FF.T
+    return (weights_FF @ pictures_PFF @ weights_FF.T).astype(np.float32, copy=False)
 
 
 @functools.cache

@@ -63,7 +63,9 @@ def inspect(
         model = default_model("embed")
         choices.append(f"model: {model}, the built-in model for embeddings of photographs")
     if settings.near == NEAR:
-        choices.append(f"near: {NEAR}, because different pictures stayed below it in the data it was measured with")
+        choices.append(
+            f"near: {NEAR}, because 82 of 86 judged pairs with at least this similarity show the same picture"
+        )
     predictor = model if isinstance(model, Predictor) else load(model)
     folder = None if out is None else create_output_folder(out)
     with nullcontext() if folder is None else folder_lock(folder, LOCK):

@@ -2,7 +2,8 @@
 
 A part holds the results of consecutive images and is written atomically. An interrupted inspection continues with the
 first part that is missing; since a part is a whole number of batches, its numbers are those of an uninterrupted one.
-Everything is computed from the pixels that the model sees, so each image is read and decoded once.
+Everything is computed from the pixels that the model sees, so each image is read and decoded once. Only images of pairs
+whose tiles are similar are read again later, see `picture_reader`.
 
 Letters for shapes: N images, D width of the embedding, F statistics, S side of a tile.
 """

@@ -9,7 +9,7 @@ from ..checks import check_count, check_fields, check_number
 
 ProgressCallback = Callable[[str, int, int], None]  # current task, items done, number of items
 MAX_SEED = 2**63 - 1
-NEAR = 0.84  # no pair of different pictures that was judged reached it (docs/results.md)
+NEAR = 0.84  # 82 of the 86 pairs from there on that were judged show the same picture (docs/results.md)
 MAX_IMAGES = 1_000_000_000  # of a class; larger numbers are mistakes
 
 
