@@ -417,7 +417,7 @@ def test_exact_answers_of_another_version_of_the_runtime_are_not_used(
     recipe = InputSpec(height=32, width=32)
     engine = open_engine(net, make_plan("cpu", "float32", "openvino", 2), SIZE, recipe)
     pixels = np.zeros((2, *SIZE, 3), np.uint8)
-    computed = []
+    computed: list[int] = []
 
     def run_all(*_: object) -> tuple[np.ndarray, np.ndarray]:
         computed.append(len(computed))

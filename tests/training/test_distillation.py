@@ -288,7 +288,7 @@ def test_a_checkpoint_of_another_teacher_is_refused(data: Path, tmp_path: Path) 
     saved = last(tmp_path / "run")
     saved.tensors["center"]["mean"] = torch.zeros(3)
     checkpoint.save(tmp_path / "run", saved.checkpoint_id, saved.tensors, saved.state)
-    with pytest.raises(tessella.errors.WeightsError, match="another teacher") as caught:
+    with pytest.raises(tessella.errors.WeightsError, match="a different teacher") as caught:
         run(data, tmp_path / "run", config)
     assert caught.value.code == "damaged_checkpoint"
 
@@ -317,7 +317,7 @@ def test_settings_that_do_not_fit_together_are_refused(
 ) -> None:
     more = DataSettings(data=data, unlabelled=(unlabelled,))
     for settings, config, text in (
-        (more, small(), "without a teacher"),
+        (more, small(), "can only be used with a teacher"),
         (more, student(teacher, distill_weight=0.0, distill_target="embedding"), "distill_weight is 0"),
         (DataSettings(data=data), student(teacher, unlabelled_fraction=0.5), "need unlabeled images"),
         (more, student(teacher, trainable="head"), "the embedding is not trained"),
