@@ -225,7 +225,7 @@ def test_the_linear_probe_shows_a_line_every_ten_seconds(
         progress(EmbeddingEvent(done=done, images=2000))
     assert capsys.readouterr().err.splitlines() == [
         "linear probe: 1,000 of 2,000 images embedded",
-        "linear probe: 2,000 of 2,000 images embedded",
+        "linear probe: 2,000 of 2,000 images embedded, fitting the classifier",
     ]
 
 

@@ -94,13 +94,14 @@ class TrainingProgress:
         self.console.print(text, markup=False, soft_wrap=True)
 
     def _show_embeddings(self, event: EmbeddingEvent) -> None:
+        text = "images embedded" if event.done < event.images else "images embedded, fitting the classifier"
         if self.probe_task is None:
-            self.probe_task = self.bar.add_task("linear probe", total=event.images, text="images embedded")
-        self.bar.update(self.probe_task, completed=event.done)
+            self.probe_task = self.bar.add_task("linear probe", total=event.images, text=text)
+        self.bar.update(self.probe_task, completed=event.done, text=text)
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_line >= LINE_SECONDS:
             self.last_line = now
-            self._print(f"linear probe: {event.done:,} of {event.images:,} images embedded")
+            self._print(f"linear probe: {event.done:,} of {event.images:,} {text}")
 
     def _show_step(self, event: StepEvent) -> None:
         if self.task is None:

@@ -128,8 +128,8 @@ def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
             elif row.trust.broken:
                 yield (
                     f"{row.model}, {row.precision}: {' and '.join(_BROKEN[name] for name in row.trust.broken)} than "
-                    "chance explains: these images are unlike those of the calibration; calibrate with labeled images "
-                    "like these (`tessella calibrate`)."
+                    "chance explains: these images are probably unlike those of the calibration; calibrate with "
+                    "labeled images like these (`tessella calibrate`)."
                 )
     for description in dict.fromkeys(row.classes for row, _ in measured):
         yield f"Classes: {description}."
