@@ -198,10 +198,11 @@ def _json_lines(records: Sequence[Record], top: int, width: int, metadata: Mappi
 
 
 def _npz(records: Sequence[Record], top: int, width: int, metadata: Mapping[str, str]) -> bytes:
-    arrays: dict[str, ArrayLike] = dict(
+    first: dict[str, ArrayLike] = dict(
         keys=np.array([escape(r.key) for r in records], dtype=str),
         status=np.array([r.status for r in records], dtype=str),
     )
+    arrays: dict[str, ArrayLike] = {}
     if width:
         missing = np.full(width, np.nan, np.float32)
         arrays["embeddings"] = np.stack([missing if r.embedding is None else r.embedding for r in records])
@@ -212,10 +213,10 @@ def _npz(records: Sequence[Record], top: int, width: int, metadata: Mapping[str,
         )
         arrays["labels"] = np.array([pad([valid_text(p.label) for p in r.top], top) for r in records], dtype=str)
     arrays |= _stack_assessments(records) | _stack_features(records)
-    if taken := sorted(arrays.keys() & metadata.keys()):
+    if taken := sorted((first | arrays).keys() & metadata.keys()):
         message = f"the metadata have the name {taken[0]!r}, which is that of an array of the records"
         raise UsageError("bad_argument", message, hint="use another name")
-    return npz_bytes(arrays | {name: np.array(valid_text(value)) for name, value in metadata.items()})
+    return npz_bytes(first | {name: np.array(valid_text(value)) for name, value in metadata.items()} | arrays)
 
 
 def _stack_assessments(records: Sequence[Record]) -> dict[str, ArrayLike]:
