@@ -55,7 +55,7 @@ class Similarity(NamedTuple):
     column: FloatArray
 
     def take(self, rows: NDArray[np.int64] | slice) -> Similarity:
-        """Return the similarity of some of the P pairs; rows: their indices, or a slice."""
+        """Return the similarity of some of the pairs. rows: their indices (P,), or a slice."""
         return Similarity(
             score=self.score[rows],
             mirrored=self.mirrored[rows],
