@@ -91,6 +91,8 @@ def test_models_are_compared_on_images_that_none_was_trained_on(data: Path, run:
     write_image_record(tmp_path / "other", everything.subset(rest), everything.subset(first))
     images, _ = choose_images(data, [f"local-dir:{folder}", f"local-dir:{tmp_path / 'other'}", "mixer_s32_224"])
     assert keys(images) == keys(held_out)[:half]
+    _, remarks = choose_images(data, [f"local-dir:{folder}", f"local-dir:{tmp_path / 'other'}"], "all")
+    assert f"{tmp_path / 'other'} were trained on " in remarks[-1]
 
 
 def test_training_images_of_the_initial_model_are_included(data: Path, run: Run, tmp_path: Path) -> None:

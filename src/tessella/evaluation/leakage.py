@@ -217,12 +217,12 @@ def _without_trained(
     """Exclude the images that the recorded models were trained on, if these held out some of the data."""
     images = open_data(data, None if split == "val" else split)
     trained, held_out = find_recorded(images, [*records.values()])
-    models = " and ".join(records)
+    models, was = " and ".join(records), "were" if len(records) > 1 else "was"
     chosen = str(data) if images.origin.endswith(" (all)") else images.origin  # names the split that was chosen
     all_images = f"the {len(images):,} images of {chosen}"
     if split in (None, "val") and held_out.any():
         if not trained.any():
-            remark = f"{models} held out {held_out.sum():,} of {all_images}, and was trained on none of them"
+            remark = f"{models} held out {held_out.sum():,} of {all_images}, and {was} trained on none of them"
             return ChosenImages(images, (*remarks, remark))
         kept = np.flatnonzero(~trained)
         origin = f"the {len(kept):,} images of {data} that {models} held out"
@@ -232,9 +232,10 @@ def _without_trained(
             images.subset(kept, origin), (*remarks, f"{origin} (--split all evaluates all {len(images):,})")
         )
     if split == "train" and trained.any() and held_out.any():
-        origin = f"the {trained.sum():,} images of {data} that {models} was trained on"
+        origin = f"the {trained.sum():,} images of {data} that {models} {was} trained on"
         remark = f"warning: --split train: {origin}, so the figures are too high"
         return ChosenImages(images.subset(np.flatnonzero(trained), origin), (*remarks, remark))
     if trained.any():
-        remarks += (f"warning: {models} was trained on {trained.sum():,} of {all_images}, so the figures are too high",)
+        remark = f"warning: {models} {was} trained on {trained.sum():,} of {all_images}, so the figures are too high"
+        return ChosenImages(images, (*remarks, remark))
     return ChosenImages(images, remarks)
