@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 README, PICTURE = ROOT / "README.md", ROOT / "docs" / "pictures" / "speed.png"
 EAGER, TESSELLA = "eager", "Tessella"
-BASELINES = ("stock OpenVINO", "stock ONNX Runtime", "torch.compile")
+BASELINES = ("stock OpenVINO", "stock OpenVINO, streams", "stock ONNX Runtime", "torch.compile")
 TITLES = {
     "convmixer_768_32": "ConvMixer-768/32", "convit_base": "ConViT-B", "gmixer_24_224": "gMixer-24",
     "mixer_b16_224": "Mixer-B/16", "crossvit_9_240": "CrossViT-9",

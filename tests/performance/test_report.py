@@ -170,7 +170,7 @@ def test_candidates_that_anyone_can_use_agree_with_the_model() -> None:
     from tessella.performance.measuring import measure
 
     stock = load("stock").stock(["float32"], ())
-    assert [one.name for one in stock] == ["eager", *report.BASELINES[:2]]
+    assert [one.name for one in stock] == ["eager", *report.BASELINES[:3]]
     for row in next(measure(case_of("gmixer"), stock, (2,), 1, gemm_side=32, turn_seconds=0)):
         assert row.status == "ok", row.note
         assert row.difference is not None
