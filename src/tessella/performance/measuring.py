@@ -40,6 +40,8 @@ LEAST_ROUNDS = 3
 # Largest difference of the logits from the reference, relative to their norm. With a larger one, the candidate computes
 # another function. The accuracy of lossy precisions is checked by the gate of the engine, not here.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.5, "int8": 1.0}
+CHECKED = 16  # images of a batch whose logits are compared: all of a usual one, since each stream computes a part of it
+FURTHER = 8  # passes after a wrong one: the streams, which may differ, compute other parts in each
 
 
 class WrongAnswerError(Exception):
@@ -178,12 +180,12 @@ def _open_all(
 
 
 def _make_inputs(case: Case, batch: int) -> tuple[dict[str, Array], NDArray[np.floating]]:
-    """Return the same random images in both formats, on the device, and the model's logits for the first two."""
+    """Return the same random images in both formats, on the device, and the model's logits for the first CHECKED."""
     spec = case.spec
     shape = (batch, spec.height, spec.width, spec.channels)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     inputs: dict[str, Array] = {"uint8": pixels, "float32": case.normalised(pixels)}
-    expected = case.expected(pixels[:2])
+    expected = case.expected(pixels[:CHECKED])
     if case.device != "cpu":
         import torch
 
@@ -209,24 +211,26 @@ def _open(
     row.ready_seconds = time.perf_counter() - started + opened.earlier_seconds
     contender, row.passes = contender_of(lambda: opened.run(x), device, turn_seconds)
     row.peak_mb = memory.peak_mb()
-    row.difference = relative_difference(as_array(logits)[: len(expected)], expected)
+    row.difference = float(differences(as_array(logits), expected).max())
     if not row.difference <= TOLERANCE[row.precision]:  # also true for NaN
         raise WrongAnswerError(
-            f"its logits differ from those of the model by {row.difference:.2g} of their norm; "
-            f"{_evidence(opened.run, x, as_array(logits), expected)}"
+            f"the logits of an image differ from those of the model by {row.difference:.2g} of their norm; "
+            f"{_evidence(opened.run, x, as_array(logits), expected, TOLERANCE[row.precision])}"
         )
     return contender
 
 
-def _evidence(run: Run, x: Array, first: NDArray[np.generic], expected: NDArray[np.floating]) -> str:
-    """Return the difference of each image in the first pass, and in three further ones, which helps to find the cause.
+def _evidence(run: Run, x: Array, first: NDArray[np.generic], expected: NDArray[np.floating], tolerance: float) -> str:
+    """Return which images were wrong in the first pass, and in FURTHER ones, which helps to find the cause.
 
-    A pass that is wrong once points to a race, one that stays wrong to the weights or the graph.
+    A pass that is wrong once points to a race, images that stay wrong to the weights or the graph, and parts of the
+    batch that are wrong in turns to a stream.
     """
-    passes = [first, *(as_array(run(x)) for _ in range(3))]
-    rows = [[relative_difference(logits[i], expected[i]) for i in range(len(expected))] for logits in passes]
-    texts = [", ".join(f"{value:.2g}" for value in row) for row in rows]
-    return f"by image: {texts[0]}; in further passes: {'; '.join(texts[1:])}"
+    texts = []
+    for logits in (first, *(as_array(run(x)) for _ in range(FURTHER))):
+        wrong = np.flatnonzero(~(differences(logits, expected) <= tolerance))
+        texts.append(", ".join(map(str, wrong)) or "none")
+    return f"images: {texts[0]}; in further passes: {'; '.join(texts[1:])}"
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------
@@ -319,10 +323,14 @@ def _fail(row: BenchmarkRow, error: Exception | None) -> None:
         row.status, row.note = error.code, str(error)
 
 
-def relative_difference(logits: NDArray[np.generic], expected: NDArray[np.generic]) -> float:
-    """Return the norm of the difference relative to the norm of `expected`; both (B,classes) or (classes,)."""
+def differences(logits: NDArray[np.generic], expected: NDArray[np.generic]) -> NDArray[np.float64]:
+    """Return the norm of each image's difference relative to the norm of `expected` (N,classes): (N,).
+
+    logits: (B,classes) for these and possibly more images.
+    """
     exact = expected.astype(np.float64)
-    return float(np.linalg.norm(logits.astype(np.float64) - exact) / np.linalg.norm(exact))
+    difference = logits[: len(expected)].astype(np.float64) - exact
+    return np.asarray(np.linalg.norm(difference, axis=1) / np.linalg.norm(exact, axis=1))
 
 
 def as_array(logits: Array) -> NDArray[np.generic]:
