@@ -126,7 +126,7 @@ def test_the_summary_has_every_figure_and_reason(table: list[dict[str, str]]) ->
 
 def test_the_section_and_the_picture(table: list[dict[str, str]], tmp_path: Path) -> None:
     section = report.readme_section(table)
-    assert "| best of OpenVINO, ONNX Runtime, torch.compile; float32 | 4 | 2 |" in section
+    assert "| best of OpenVINO with one stream, ONNX Runtime, torch.compile; float32 | 4 | 2 |" in section
     assert "| **Tessella, fastest precision that passes the gate** | 10 | 8 |" in section
     assert "default / best stock float32 engine 1.58 (batch size 8);" in section
     for suffix, start in ((".png", b"\x89PNG"), (".svg", b"<?xml")):
