@@ -279,15 +279,15 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise OutputError("output_failed", f"{str(path)!r} could not be written: {error.strerror or error}") from None
 
 
-def remove_file(path: Path) -> None:
-    """Remove a file of an earlier result if it exists; raises OutputError `output_failed`."""
+def remove_file(path: Path, hint: str = "remove it, and run the same command again") -> None:
+    """Remove a file of an earlier result if it exists; raises OutputError `output_failed` with this hint."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             "output_failed",
             f"{str(path)!r} could not be removed: {error.strerror or error}",
-            hint="remove it, and run the same command again",
+            hint=hint,
         ) from None
 
 

@@ -21,9 +21,10 @@ from ..checks import as_path, checked
 from ..data.datasets import LabelledImages
 from ..data.source import Source
 from ..data.sources import iter_sources
-from ..errors import ImageError, OutputError, UsageError
+from ..errors import ImageError, UsageError
 from ..predictor import Predictor, load
 from ..results import FloatArray, Output
+from ..storage import remove_file
 from ..weights.catalogue import default_model
 from .calibration_figures import CalibrationFigures, measure_figures
 from .classes import match_classes
@@ -110,20 +111,8 @@ def calibrate(
     report = measure_calibration(predictor, images, settings, unknown=sources, progress=progress)
     write_calibration(path, report.calibration)
     if path != own and out is None:
-        _remove(own)  # it would be preferred to the new one
+        remove_file(own, "remove it: it would be used instead of the new calibration")
     return dataclasses.replace(report, path=path, remarks=(*remarks, *report.remarks))
-
-
-def _remove(path: Path) -> None:
-    """Remove a file if it exists; raises OutputError `output_failed`."""
-    try:
-        path.unlink(missing_ok=True)
-    except OSError as error:
-        raise OutputError(
-            "output_failed",
-            f"{path} could not be removed, and would be used instead of the new calibration: {error.strerror or error}",
-            hint="remove it",
-        ) from None
 
 
 def choose_unseen(data: str | Path, folder: Path | None, split: Split | None) -> tuple[LabelledImages, tuple[str, ...]]:
