@@ -178,7 +178,7 @@ def test_embeddings_of_different_widths_are_refused(tmp_path: Path, suffix: str)
 @pytest.mark.parametrize("name", ["keys", "status", "embeddings"])
 def test_metadata_with_the_name_of_an_array_are_refused(tmp_path: Path, name: str) -> None:
     rows = [Record("x", "ok", embedding=np.zeros(3, np.float32))]
-    with pytest.raises(UsageError, match=f"have the name '{name}'") as caught:
+    with pytest.raises(UsageError, match=f"contains the name '{name}'") as caught:
         write_records(tmp_path / "out.npz", rows, {name: "value"})
     assert caught.value.code == "bad_argument"
     assert list(tmp_path.iterdir()) == []

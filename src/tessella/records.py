@@ -214,7 +214,7 @@ def _npz(records: Sequence[Record], top: int, width: int, metadata: Mapping[str,
         arrays["labels"] = np.array([pad([valid_text(p.label) for p in r.top], top) for r in records], dtype=str)
     arrays |= _stack_assessments(records) | _stack_features(records)
     if taken := sorted((first | arrays).keys() & metadata.keys()):
-        message = f"the metadata have the name {taken[0]!r}, which is that of an array of the records"
+        message = f"the metadata contains the name {taken[0]!r}, which is that of an array of the records"
         raise UsageError("bad_argument", message, hint="use another name")
     return npz_bytes(first | {name: np.array(valid_text(value)) for name, value in metadata.items()} | arrays)
 

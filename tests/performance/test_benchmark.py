@@ -145,7 +145,7 @@ def test_a_wrong_answer_states_whether_it_stays_wrong() -> None:
     (row,) = measured([candidate("wrong once", torch.no_grad()(wrong_once))], case=case)
     assert row.status == "wrong_answer"
     first, further = row.note.split("; in further passes: ")
-    assert first.endswith("; images: 0, 1")
+    assert first.endswith("; wrong images: 0, 1")
     assert further == "; ".join(["none"] * 8)
 
 
@@ -158,7 +158,7 @@ def test_a_stream_that_is_always_wrong_is_found() -> None:
 
     (row,) = measured([candidate("wrong stream", torch.no_grad()(wrong_stream))], (4,), case=case)
     assert row.status == "wrong_answer"
-    assert row.note.endswith(f"images: 2, 3; in further passes: {'; '.join(['2, 3'] * 8)}")
+    assert row.note.endswith(f"; wrong images: 2, 3; in further passes: {'; '.join(['2, 3'] * 8)}")
 
 
 def test_an_interrupt_is_not_recorded_as_a_failure() -> None:

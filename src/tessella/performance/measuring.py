@@ -230,7 +230,7 @@ def _evidence(run: Run, x: Array, first: NDArray[np.generic], expected: NDArray[
     for logits in (first, *(as_array(run(x)) for _ in range(FURTHER))):
         wrong = np.flatnonzero(~(differences(logits, expected) <= tolerance))
         texts.append(", ".join(map(str, wrong)) or "none")
-    return f"images: {texts[0]}; in further passes: {'; '.join(texts[1:])}"
+    return f"wrong images: {texts[0]}; in further passes: {'; '.join(texts[1:])}"
 
 
 # --- turns ------------------------------------------------------------------------------------------------------------
