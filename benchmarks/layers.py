@@ -53,7 +53,7 @@ def profiled(engine: OpenVinoEngine) -> Any:
         "NUM_STREAMS": 1,
         "PERF_COUNT": True,
     }
-    return core().compile_model(engine.graph or engine.built, "CPU", settings).create_infer_request()
+    return core().compile_model(engine.source, "CPU", settings).create_infer_request()
 
 
 def profile(case: Case, precision: str, batch: int, rounds: int) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ import pytest
 import tessella
 from tessella.engine.artefacts import seal
 from tessella.engine.base import ArrayOutputs
-from tessella.engine.consistency import BATCHES, Consistency, relative_difference
+from tessella.engine.consistency import BATCHES, Consistency
+from tessella.engine.difference import relative_difference
 from tessella.engine.exported import FILE, is_exported
 from tessella.engine.openvino import OpenVinoEngine
 from tessella.errors import OutputError, UsageError, WeightsError

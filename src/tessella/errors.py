@@ -69,6 +69,7 @@ CODES: dict[str, Kind] = {
     "bad_config": Kind(4, 500, "the configuration file of the model is invalid"),
     "conversion_failed": Kind(4, 500, "the model could not be converted for this engine"),
     "damaged_checkpoint": Kind(4, 500, "the training run has no intact checkpoint"),
+    "unstable_engine": Kind(4, 500, "the engine gives different outputs for the same images"),
     "weights_not_found": Kind(4, 500, "no weight file was found at the given location"),
     # training
     "diverged": Kind(7, 500, "the loss or its gradient is not finite"),

@@ -30,10 +30,10 @@ def operations(case: str, precision: str, layout: str) -> str:
     network, spec = as_network(model), InputSpec(height=size[0], width=size[1])
     plan = dataclasses.replace(make_plan("cpu", precision, "openvino"), layout=layout)
     engine = open_engine(network, plan, size, spec, sample_images(spec, 24) if precision == "int8" else None)
-    assert isinstance(engine, OpenVinoEngine)
+    assert isinstance(engine, OpenVinoEngine) and not isinstance(engine.source, Path)
     numbers: dict[str, int] = {}
     lines = []
-    for node in engine.built.get_ordered_ops():
+    for node in engine.source.get_ordered_ops():
         numbers[node.get_friendly_name()] = len(numbers)
         inputs = [numbers[value.get_node().get_friendly_name()] for value in node.input_values()]
         shapes = [f"{value.get_element_type()} {value.get_partial_shape()}" for value in node.outputs()]

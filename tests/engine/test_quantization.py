@@ -78,7 +78,7 @@ def test_all_measured_products_run_in_8_bits(case: str) -> None:
     assert isinstance(engine, OpenVinoEngine)
     nodes = [
         {name: str(value.value) for name, value in node.get_rt_info().items()}
-        for node in engine.compiled.get_runtime_model().get_ops()
+        for node in engine.current.model.get_runtime_model().get_ops()
     ]
     products = [node for node in nodes if node["layerType"] in ("FullyConnected", "Convolution", "MatMul")]
     network, size, *_ = parts(case)

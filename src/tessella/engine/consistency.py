@@ -14,14 +14,12 @@ from ..data.spec import InputSpec
 from ..errors import WeightsError
 from ..extras import is_installed
 from ..text import count_of
-from .base import ArrayOutputs, Engine, FloatArray
+from .base import ArrayOutputs, Engine
+from .difference import TOLERANCE, relative_difference
 from .exported import open_exported
 
 IMAGES = 7  # crops of the photographs in this package
 BATCHES = (1, 2, 7)  # one image, a batch that is not filled at the end, and all images at once
-# Largest difference, relative to the standard deviation of the outputs. Between batch sizes, a lossy precision rounds
-# sums in a different order, as in the test that a server does before it is ready.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 0.1, "int8": 0.1}
 
 
 @dataclass(frozen=True)
@@ -55,23 +53,6 @@ class Consistency:
             f"{100 * self.agreement:.0f} % same top class, {count_of(self.images, 'photograph')}, compared with "
             f"{self.reference}"
         )
-
-
-def relative_difference(found: ArrayOutputs, expected: ArrayOutputs) -> float:
-    """Return the largest difference of logits (N,classes) or embeddings (N,width), relative to their own deviation.
-
-    NaN, infinity and arrays of different shapes give infinity.
-    """
-    return max(_difference(*pair) for pair in zip(found, expected, strict=True))
-
-
-def _difference(found: FloatArray, expected: FloatArray) -> float:
-    if found.shape != expected.shape:
-        return np.inf
-    if not expected.size:
-        return 0.0
-    error = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
-    return float(np.nan_to_num(error / max(float(expected.std(dtype=np.float64)), 1e-12), nan=np.inf, posinf=np.inf))
 
 
 def run_batches(engine: Engine, images_NHWC: Pixels, batch_size: int) -> ArrayOutputs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from pathlib import Path
@@ -11,14 +12,19 @@ import numpy as np
 
 from ..data.decode import Pixels
 from ..data.spec import InputSpec
+from ..errors import WeightsError
 from .artefacts import GRAPHS
 from .base import ArrayOutputs, FloatArray, GraphEngine
+from .first_passes import DisagreementError, FirstPasses
 from .plan import Plan
 
 if TYPE_CHECKING:
     from ..weights.network import Network
     from .runtime import ov
 
+log = logging.getLogger(__name__)
+ATTEMPTS = 3  # to compile a graph whose first passes agree
+PLEASE_REPORT = "Please report this with the model, the CPU and the version of OpenVINO"
 PRECISION_HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "f32"}  # for products that the graph leaves open
 
 _core_lock = threading.Lock()
@@ -48,11 +54,47 @@ def core() -> ov.Core:
     return _core
 
 
+class _Compiled:
+    """A compiled graph: its streams, the requests that are not in use, and the checks of its first passes."""
+
+    def __init__(self, graph: Path | ov.Model, plan: Plan):
+        settings = {
+            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[plan.precision],
+            "INFERENCE_NUM_THREADS": plan.threads,
+            "NUM_STREAMS": plan.streams,
+        }
+        self.model = core().compile_model(graph, "CPU", settings)
+        self.idle: deque[ov.InferRequest] = deque()  # kept because each request has its own buffers
+        self.first_passes = FirstPasses(plan.streams, plan.precision)
+
+    def infer(self, x: Pixels | FloatArray) -> ArrayOutputs:
+        """Run one pass: (B,H,W,C) uint8 or (B,C,H,W) normalized images -> logits (B,classes), embedding (B,width)."""
+        try:
+            request = self.idle.pop()
+        except IndexError:
+            request = self.model.create_infer_request()
+        logits, embedding = request.infer([x], share_inputs=True).values()
+        self.idle.append(request)
+        return logits, embedding
+
+    def infer_all(self, x: Pixels | FloatArray, size: int) -> ArrayOutputs:
+        """As `infer`, in passes of `size` images; the first one of each size is checked."""
+        outputs, sizes = [], set[int]()
+        for start in range(0, len(x), size):
+            part = x[start : start + size]
+            outputs.append(self.infer(part) if len(part) in sizes else self.first_passes.run(self.infer, part))
+            sizes.add(len(part))
+        logits, embeddings = zip(*outputs, strict=True)
+        return outputs[0] if len(outputs) == 1 else (np.concatenate(logits), np.concatenate(embeddings))
+
+
 class OpenVinoEngine(GraphEngine):
     """Runs batches of any size; each forward pass has its own request, so threads may share the engine.
 
     graph: a file, or a graph in memory with its `graph_hash`. A batch is computed in requests of `plan.request` images,
-    whose activations fit the CPU's cache better.
+    whose activations fit the CPU's cache better. With several streams, the first passes are checked by `FirstPasses`:
+    if they disagree, the graph is compiled again, with a warning. After ATTEMPTS, `__call__` raises WeightsError
+    `unstable_engine`.
     """
 
     def __init__(
@@ -65,17 +107,13 @@ class OpenVinoEngine(GraphEngine):
         graph_hash: str = "",
     ):
         super().__init__(network, plan, size, spec)
-        settings = {
-            "INFERENCE_PRECISION_HINT": PRECISION_HINTS[plan.precision],
-            "INFERENCE_NUM_THREADS": plan.threads,
-            "NUM_STREAMS": plan.streams,
-        }
-        self.compiled = core().compile_model(graph, "CPU", settings)
-        self.idle: deque[ov.InferRequest] = deque()  # unused requests, kept because each has its own buffers
+        self.source = graph
+        self._replacing = threading.Lock()
+        self.current = _Compiled(graph, plan)
         if isinstance(graph, Path):
             self.graph = graph
         else:
-            self.built, self.built_hash = graph, graph_hash
+            self.built_hash = graph_hash
 
     @property
     def graph_hash(self) -> str:
@@ -84,22 +122,31 @@ class OpenVinoEngine(GraphEngine):
 
     def save(self, folder: Path) -> None:
         """As `GraphEngine.save`."""
-        if self.graph:
+        if isinstance(self.source, Path):
             super().save(folder)
         else:
             from .runtime import save_graph
 
-            save_graph(self.built, folder / GRAPHS["openvino"])
+            save_graph(self.source, folder / GRAPHS["openvino"])
 
     def __call__(self, x: Pixels | FloatArray) -> ArrayOutputs:
         if not len(x):
             return self.empty_outputs(x)
-        try:
-            request = self.idle.pop()
-        except IndexError:
-            request = self.compiled.create_infer_request()
-        size = self.plan.request or len(x)
-        parts = [tuple(request.infer([x[i : i + size]], share_inputs=True).values()) for i in range(0, len(x), size)]
-        self.idle.append(request)
-        logits, embeddings = zip(*parts, strict=True)
-        return (logits[0], embeddings[0]) if len(parts) == 1 else (np.concatenate(logits), np.concatenate(embeddings))
+        for _ in range(ATTEMPTS):
+            current = self.current
+            try:
+                return current.infer_all(x, self.plan.request or len(x))
+            except DisagreementError as error:
+                log.warning("%s; the model is compiled again. %s", error, PLEASE_REPORT)
+                self._compile_again(current)
+        raise WeightsError(
+            "unstable_engine",
+            f"OpenVINO gave different outputs for the same images in {ATTEMPTS} attempts",
+            hint="use another engine, such as 'rewritten'",
+        )
+
+    def _compile_again(self, failed: _Compiled) -> None:
+        """Replace `failed`, unless another thread has done so."""
+        with self._replacing:
+            if self.current is failed:
+                self.current = _Compiled(self.source, self.plan)

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..data.transforms import load_pixels
-from ..engine.consistency import TOLERANCE, compare_engine, relative_difference
+from ..engine.consistency import compare_engine
+from ..engine.difference import TOLERANCE, relative_difference
 from ..predictor import Predictor
 from ..results import FloatArray, Output, is_finite
 from .findings import Outcome, PhotographAnswer, judged

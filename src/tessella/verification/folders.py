@@ -16,7 +16,7 @@ from ..bulk.ledger import Shard
 from ..bulk.manifest import MANIFEST, Manifest
 from ..bulk.run_folder import INDEX_SEAL, INDEX_SEAL_KEY, RunFacts, finished_shards, read_run, read_shard
 from ..data.source import Source
-from ..engine.consistency import TOLERANCE
+from ..engine.difference import TOLERANCE
 from ..errors import ImageError, OutputError, TessellaError, UsageError
 from ..predictor import Predictor, load
 from ..results import FloatArray, l2_normalize

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..checks import checked
-from ..engine.consistency import TOLERANCE, relative_difference
+from ..engine.difference import TOLERANCE, relative_difference
 from .answers import as_arrays
 from .checkpoints import find_weight_file
 from .contents import content_hashes
