@@ -74,15 +74,13 @@ def test_a_wrong_first_pass_is_noticed(image: int) -> None:
 
 
 @pytest.mark.parametrize("stream", range(STREAMS))
-def test_a_stream_that_is_always_wrong_is_noticed_before_it_answers(stream: int) -> None:
+def test_a_stream_that_is_always_wrong_is_noticed(stream: int) -> None:
     """The passes 0 and 1 are those of the first batch, in one stream; the streams take the following ones in turn."""
     passes = FirstPasses(STREAMS, "float32")
-    runtime = Runtime(lambda number: max(number // 2, 0) % STREAMS == stream)
+    runtime = Runtime(lambda number: number // 2 % STREAMS == stream)
+    passes.run(runtime, batch(0))
     with pytest.raises(DisagreementError):
-        for number in range(ENOUGH):
-            found = passes.run(runtime, batch(number))
-            if stream:  # the first stream is right, so its answers are
-                check(found, batch(number))
+        passes.run(runtime, batch(1))
 
 
 def test_outputs_that_are_not_finite_agree_with_themselves() -> None:
@@ -95,8 +93,8 @@ def test_outputs_that_are_not_finite_agree_with_themselves() -> None:
     passes = FirstPasses(STREAMS, "float32")
     for _ in range(ENOUGH):
         assert np.isnan(passes.run(infer, batch(0))[0][0]).all()
+    calls = iter([infer, outputs_of])
     with pytest.raises(DisagreementError, match="those of the images 0"):
-        calls = iter([infer, outputs_of])
         FirstPasses(STREAMS, "float32").run(lambda images: next(calls)(images), batch(0))
 
 
@@ -129,7 +127,8 @@ def test_threads_share_the_comparison() -> None:
     for thread in threads:
         thread.join()
     assert not failed
-    assert not passes._probes and passes._done == {1, 2, 3, 4, 5}
+    assert not passes._probes
+    assert passes._done == {1, 2, 3, 4, 5}
 
 
 # --- the engine -------------------------------------------------------------------------------------------------------
@@ -165,9 +164,7 @@ def run(engine: Engine, images: np.ndarray) -> ArrayOutputs:
     return next(engine.imap([images]))
 
 
-def test_a_wrong_first_pass_is_not_returned(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_wrong_first_pass_is_not_returned(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     engine, images, expected = opened()
     compiled = damage(monkeypatch, lambda number: number == 0)
     for _ in range(3):

@@ -30,7 +30,8 @@ def operations(case: str, precision: str, layout: str) -> str:
     network, spec = as_network(model), InputSpec(height=size[0], width=size[1])
     plan = dataclasses.replace(make_plan("cpu", precision, "openvino"), layout=layout)
     engine = open_engine(network, plan, size, spec, sample_images(spec, 24) if precision == "int8" else None)
-    assert isinstance(engine, OpenVinoEngine) and not isinstance(engine.source, Path)
+    assert isinstance(engine, OpenVinoEngine)
+    assert not isinstance(engine.source, Path)
     numbers: dict[str, int] = {}
     lines = []
     for node in engine.source.get_ordered_ops():

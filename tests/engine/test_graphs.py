@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from tessella.data.spec import InputSpec
 from tessella.data.transforms import normalise
-from tessella.engine.graphs import build_graph, layouts_of, why_not
+from tessella.engine.graphs import Products, build_graph, layouts_of, why_not
 from tessella.engine.graphs.convit import position_attention
 from tessella.engine.graphs.crossvit import resize_matrix
 from tessella.engine.openvino import core
@@ -201,10 +201,16 @@ def test_depthwise_convolutions_with_either_kernel(features: frozenset[str], mon
 
 
 @pytest.mark.skipif("avx512" not in vector_features(), reason="the kernel needs AVX-512")
-def test_the_preferred_kernel_is_used() -> None:
-    graph = build_graph(Network.of(tiny("convmixer_relu", dim=64)), (32, 32), None)
+@pytest.mark.parametrize(
+    ("precision", "side", "preferred"),
+    [("float32", 7, True), ("float32", 9, True), ("bfloat16", 7, False), ("bfloat16", 9, True)],
+)
+def test_the_preferred_kernel_is_used(precision: str, side: int, preferred: bool) -> None:
+    """The runtime computes in float32 here, so that the test needs no CPU with bfloat16."""
+    network = Network.of(tiny("convmixer_relu", dim=64, kernel_size=side))
+    graph = build_graph(network, (32, 32), None, products=Products(precision))
     settings = {"INFERENCE_PRECISION_HINT": "f32", "PERF_COUNT": True}
     request = core().compile_model(graph, "CPU", settings).create_infer_request()
     request.infer([np.zeros((1, 3, 32, 32), np.float32)])
     kernels = {row.exec_type for row in request.get_profiling_info() if row.node_type == "GroupConvolution"}
-    assert kernels == {"jit_avx512_dw_f32"}
+    assert kernels == {"jit_avx512_dw_f32" if preferred else "brgconv_avx512_dw_f32"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,13 @@ def test_the_nearest_number_of_threads_counts(network: Network, monkeypatch: pyt
         rate(engine="rewritten", threads=1), rate(cpu="other"), rate(family="mixer"),
     )  # fmt: skip
     monkeypatch.setattr(choice, "rates", lambda: rows)
-    found = [measured_rate(network, "openvino", threads, "throughput") for threads in (1, 5, 12)]
+    plan = make_plan("cpu", "float32", "openvino")
+    plans = [dataclasses.replace(plan, threads=threads) for threads in (1, 5, 12)]
+    found = [measured_rate(network, one, "throughput") for one in plans]
     assert [row and row.request for row in found] == [2, 2, 1]
-    assert measured_rate(network, "onnxruntime", 1, "throughput") is None
-    assert measured_rate(Network.of(tiny("convit")), "openvino", 1, "throughput") is None
+    assert measured_rate(network, dataclasses.replace(plan, engine="onnxruntime"), "throughput") is None
+    assert measured_rate(network, dataclasses.replace(plan, precision="bfloat16"), "throughput") is None
+    assert measured_rate(Network.of(tiny("convit")), plan, "throughput") is None
 
 
 def test_a_measured_layout_is_used_without_timing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,6 +66,19 @@ def test_a_measured_layout_is_used_without_timing(network: Network, monkeypatch:
         assert plan.choice("layout").reason == "measured on this class of CPU: here"
     monkeypatch.setattr(choice, "rates", lambda: (rate(layout="of another version"),))
     assert settled(network).layout == ""  # the default
+
+
+def test_each_precision_has_its_layout(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = (rate(layout="left", ratio=1.5), rate(layout="right", precision="bfloat16", engine="rewritten", ratio=9.0))
+    rows += (rate(layout="right", precision="bfloat16"),)
+    monkeypatch.setattr(choice, "rates", lambda: rows)
+    size = size_of(network.to_module())
+    for precision, layout in (("float32", "left"), ("bfloat16", "right")):
+        plan = dataclasses.replace(make_plan("cpu", "float32", "openvino"), precision=precision)
+        assert settle_layout(network, plan, size, InputSpec(height=size[0], width=size[1])).layout == layout
+    engine, reason = choice.fastest_engine(network, 2, "throughput")  # is chosen for float32
+    assert engine == "openvino"
+    assert reason.startswith("1.50 times")
 
 
 def test_times_of_layouts_are_kept_for_each_number_of_images(

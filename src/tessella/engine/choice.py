@@ -20,6 +20,7 @@ from ..models.configs.convmixer import ConvMixerConfig
 
 if TYPE_CHECKING:
     from ..weights.network import Network
+    from .plan import Plan
 
 TABLE = Path(__file__).parent / "tables" / "rates.json"
 REQUEST_BYTES = 8 << 20  # of the largest activation; more does not stay in the cache of a core
@@ -36,6 +37,7 @@ class Rate(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engine: str
     ratio: float
     source: str  # the CPU and the date
+    precision: str = "float32"
     layout: str = ""  # as in a plan
     streams: int = 1  # concurrent forward passes of the measurement; not used for the choice
     request: int = 0  # images per request of the measurement; not used for the choice
@@ -56,7 +58,8 @@ def fastest_engine(network: Network | None, threads: int, mode: str) -> tuple[st
         return "rewritten", "OpenVINO is not installed"
     family = "" if network is None else network.arch.partition("_")[0]
     installed = (DEFAULT, *(("rewritten",) if util.find_spec("torch") else ()))
-    rows = [row for row in rates() if row.family == family and row.mode == mode and row.engine in installed]
+    rows = [row for row in rates() if (row.family, row.precision, row.mode) == (family, "float32", mode)]
+    rows = [row for row in rows if row.engine in installed]
     if not rows:
         return DEFAULT, "the fastest engine in all measurements so far; `tessella tune` compares others"
     here = CPU_CLASSES.index(cpu_class())
@@ -70,15 +73,15 @@ def fastest_engine(network: Network | None, threads: int, mode: str) -> tuple[st
     return best.engine, f"{best.ratio:.2f} times eager PyTorch {known}: {best.source}"
 
 
-def measured_rate(network: Network, engine: str, threads: int, mode: str) -> Rate | None:
-    """Return the row of an engine for the family of the network on this class of CPU, or None.
+def measured_rate(network: Network, plan: Plan, mode: str) -> Rate | None:
+    """Return the row of the plan's engine and precision for the family of the network on this class of CPU, or None.
 
-    The row with the nearest number of threads is used. threads, mode: as in a plan.
+    The row with the nearest number of threads is used. mode: as in a plan.
     """
     family, here = network.arch.partition("_")[0], cpu_class()
-    wanted = (family, here, engine, mode)
-    rows = [row for row in rates() if (row.family, row.cpu, row.engine, row.mode) == wanted]
-    return min(rows, key=lambda row: abs(row.threads - threads), default=None)
+    wanted = (family, here, plan.engine, plan.precision, mode)
+    rows = [row for row in rates() if (row.family, row.cpu, row.engine, row.precision, row.mode) == wanted]
+    return min(rows, key=lambda row: abs(row.threads - plan.threads), default=None)
 
 
 def images_per_request(config: FamilyConfig, size: tuple[int, int]) -> int:

@@ -1,4 +1,4 @@
-"""Check the first passes of a runtime whose streams share weights and caches: each stream must give the same outputs."""
+"""Check the first passes of a runtime whose streams share weights: each stream must give the same outputs."""
 
 from __future__ import annotations
 

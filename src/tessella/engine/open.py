@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger(__name__)
-GRAPH_VERSION = 2  # raised whenever a graph in a lossy precision may give other results than before
+GRAPH_VERSION = 3  # raised whenever a graph in a lossy precision may give other results than before
 
 
 def open_engine(
@@ -99,7 +99,7 @@ def _open_openvino(
         log.info("%s is converted by PyTorch, because %s", network.arch, reason)
         folder = as_openvino(network, plan, size, spec)
         return open_graph(folder / GRAPHS["openvino"], plan, size, spec, network)
-    from .graphs import build_graph
+    from .graphs import Products, build_graph
 
     if plan.precision == "int8":
         from .quantization import quantized_graph
@@ -107,7 +107,7 @@ def _open_openvino(
         assert samples is not None
         graph, digest = quantized_graph(network, plan, size, spec, samples, plan.exact)
         return OpenVinoEngine(graph, plan, size, spec, network, graph_hash=f"{GRAPH_VERSION} {plan.layout} {digest}")
-    graph = build_graph(network, size, spec, layout=plan.layout)
+    graph = build_graph(network, size, spec, layout=plan.layout, products=Products(plan.precision))
     return OpenVinoEngine(graph, plan, size, spec, network, graph_hash=f"{GRAPH_VERSION} {plan.layout}")
 
 

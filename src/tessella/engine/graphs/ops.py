@@ -127,8 +127,12 @@ def fold(weight: Array, bias: Array | None, scale_shift: Affine | None) -> tuple
 class Products:
     """The products of a graph with constant weights, in float32; subclasses observe their inputs or compute in 8 bits.
 
-    Every product has a name: that of the module with the weights.
+    Every product has a name: that of the module with the weights. precision: in which the runtime will compute what is
+    float32 in the graph; the choice of kernels depends on it.
     """
+
+    def __init__(self, precision: str = "float32"):
+        self.precision = precision
 
     def map_input(self, name: str, x: ov.Output) -> ov.Output:
         """Return a map (B,D,h,w) as the depthwise convolution `name` and everything else should read it."""
@@ -168,7 +172,9 @@ class Products:
 
     def depthwise(self, name: str, x: ov.Output, weight: Array, bias: Array) -> ov.Node:
         """Depthwise convolution that keeps the size: (B,D,h,w) -> (B,D,h,w); weight: (D,1,k,k)."""
-        return op.add(depthwise_convolution(x, constant(weight[:, None])), constant(bias[:, None, None]))
+        return op.add(
+            depthwise_convolution(x, constant(weight[:, None]), self.precision), constant(bias[:, None, None])
+        )
 
 
 def to_pixels(weight: Array, bias: Array, spec: InputSpec | None) -> tuple[Array, Array]:

@@ -46,6 +46,7 @@ class Observer(Products):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.reads: dict[str, str] = {}
         self.weights: dict[str, Array] = {}
         self._first: dict[str, str] = {}  # by value

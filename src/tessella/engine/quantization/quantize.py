@@ -40,6 +40,7 @@ class Quantizer(Products):
     """
 
     def __init__(self, statistics: Mapping[str, Statistics], exact: Collection[str] = ()):
+        super().__init__()
         left_out = {*exact, *(side for name in exact for side in sides(name))}
         self.statistics = {name: row for name, row in statistics.items() if name not in left_out}
         self.digest = hashlib.sha256()
