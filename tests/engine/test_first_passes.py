@@ -25,7 +25,8 @@ ENOUGH = 2 * STREAMS
 def outputs_of(images: Any) -> ArrayOutputs:
     """Return logits and embeddings (B,3) that determine their images."""
     x = np.asarray(images, np.float32).reshape(len(images), -1)[:, :1]
-    return x + np.arange(3, dtype=np.float32), x * np.arange(1, 4, dtype=np.float32)
+    factors = np.arange(1, 4, dtype=np.float32)
+    return (x + factors).astype(np.float32), (x * factors).astype(np.float32)
 
 
 class Runtime:
@@ -182,20 +183,29 @@ def test_an_engine_that_stays_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) 
     assert caught.value.code == "unstable_engine"
 
 
-def test_several_requests_of_a_batch_count_as_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, images, _ = opened()
-    engine.plan = dataclasses.replace(engine.plan, request=2)
+def record_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that gets the number of images of each pass of OpenVINO."""
     sizes: list[int] = []
     original = openvino._Compiled.infer
-    monkeypatch.setattr(openvino._Compiled, "infer", lambda self, x: sizes.append(len(x)) or original(self, x))
+
+    def infer(self: Any, x: Any) -> ArrayOutputs:
+        sizes.append(len(x))
+        return original(self, x)
+
+    monkeypatch.setattr(openvino._Compiled, "infer", infer)
+    return sizes
+
+
+def test_the_first_request_of_each_size_in_a_batch_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, images, _ = opened()
+    engine.plan = dataclasses.replace(engine.plan, request=2)
+    sizes = record_sizes(monkeypatch)
     engine(images[:7])
     assert sizes == [2, 2, 2, 2, 1, 1]
 
 
 def test_one_stream_computes_each_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, images, _ = opened(1)
-    sizes: list[int] = []
-    original = openvino._Compiled.infer
-    monkeypatch.setattr(openvino._Compiled, "infer", lambda self, x: sizes.append(len(x)) or original(self, x))
+    sizes = record_sizes(monkeypatch)
     run(engine, images)
     assert sizes == [8]

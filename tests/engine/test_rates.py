@@ -69,8 +69,10 @@ def test_a_measured_layout_is_used_without_timing(network: Network, monkeypatch:
 
 
 def test_each_precision_has_its_layout(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = (rate(layout="left", ratio=1.5), rate(layout="right", precision="bfloat16", engine="rewritten", ratio=9.0))
-    rows += (rate(layout="right", precision="bfloat16"),)
+    rows = (
+        rate(layout="left", ratio=1.5), rate(layout="right", precision="bfloat16", engine="rewritten", ratio=9.0),
+        rate(layout="right", precision="bfloat16"),
+    )  # fmt: skip
     monkeypatch.setattr(choice, "rates", lambda: rows)
     size = size_of(network.to_module())
     for precision, layout in (("float32", "left"), ("bfloat16", "right")):
