@@ -49,6 +49,8 @@ def test_a_card_has_training_and_evaluation(folder: Path) -> None:
     assert "tessella train images --config config.json" in text
     assert report["conditions"]["fingerprint"] in text
     assert "The probabilities are not calibrated. The expected calibration error was" in text
+    assert "| expected calibration error, 15 bins |" in text
+    assert "\nThe model answers with one of its classes" in text
     data = ModelCard(text).data
     assert isinstance(data, ModelCardData)
     (result,) = (row for row in data.eval_results or () if "Top-1" in str(row.metric_name))
@@ -113,6 +115,8 @@ def test_a_calibration_is_described(folder: Path) -> None:
     assert "error is 8.4 % without and 2.1 % with it" in text
     assert "for 90 % of images like these, and at most 5 %" in text
     assert "not calibrated" not in text
+    assert "| expected calibration error, 15 bins, before calibration |" in text
+    assert "Without the calibration, the model answers with one of its classes" in text
 
 
 def test_a_card_without_measured_errors_says_nothing_about_them(folder: Path) -> None:

@@ -210,7 +210,8 @@ def _limits(checkpoint: Checkpoint) -> str:
         if calibration
         else "The calibration of these weights was not measured, so a probability of 90 % need not be right in nine of "
         "ten cases. Calibrate the model on images of your own before you rely on a threshold.",
-        f"It knows {_classes(checkpoint)} and answers with one of them for every image, whatever the image shows."
+        f"It knows {_classes(checkpoint)} and, {'without the calibration, ' if calibration else ''}answers with one of "
+        "them for every image, whatever the image shows."
         if checkpoint.num_classes < 1000
         else "It answers with one of its classes for every image, whatever the image shows; each image is assumed to "
         "have one subject.",

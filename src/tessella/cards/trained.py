@@ -49,8 +49,10 @@ def folder_facts(folder: Path) -> CardFacts:
     """
     _refuse_other_folders(folder)
     facts, report = config_facts(f"local-dir:{folder}"), read_report(folder)
-    more = [*_training(folder), *_evaluation(report, f"; [report]({REPORT.replace('json', 'md')})")]
-    return _completed(facts, folder.resolve().name, more, report, read_calibration_beside(folder))
+    calibration = read_calibration_beside(folder)
+    link = f"; [report]({REPORT.replace('json', 'md')})"
+    more = [*_training(folder), *_evaluation(report, calibration is not None, link)]
+    return _completed(facts, folder.resolve().name, more, report, calibration)
 
 
 def _refuse_other_folders(folder: Path) -> None:
@@ -81,8 +83,8 @@ def uploaded_facts(folder: Path, repository: str, shown: str, report: Mapping[st
     facts = _config_facts(f"local-dir:{folder}", shown)
     conditions = {key: without_folders(str(value)) for key, value in _conditions(report).items()}
     report = {**report, "conditions": conditions} if report else {}
-    name = repository.rpartition("/")[2]
-    return _completed(facts, name, list(_evaluation(report)), report, read_calibration_beside(folder))
+    name, calibration = repository.rpartition("/")[2], read_calibration_beside(folder)
+    return _completed(facts, name, list(_evaluation(report, calibration is not None)), report, calibration)
 
 
 def _completed(
@@ -147,13 +149,18 @@ def _training(folder: Path) -> Iterator[Section]:
     yield Section(heading="Training", text=text)
 
 
-def _evaluation(report: Mapping[str, object], link: str = "") -> Iterator[Section]:
-    """Yield the measured figures and their conditions. link: Markdown that refers to the report."""
+def _evaluation(report: Mapping[str, object], calibrated: bool, link: str = "") -> Iterator[Section]:
+    """Yield the measured figures and their conditions.
+
+    calibrated: whether the model has a calibration, which is made after the report. link: Markdown that refers to the
+    report.
+    """
     metrics, conditions = _metrics(report), _conditions(report)
     rows = []
     for key, (label, is_fraction) in _FIGURES.items():
         value = metrics.get(key)
         if isinstance(value, int | float):
+            label += ", before calibration" if calibrated and key == "ece" else ""
             rows.append((label, f"{100 * value:.2f} %" if is_fraction else f"{value:.4f}"))
     if not rows:
         return
@@ -193,7 +200,8 @@ def _limits(facts: CardFacts, report: Mapping[str, object], calibration: Calibra
     )
     lines = [calibration_text(calibration) if calibration else f"The probabilities are not calibrated.{measured}"]
     if facts.classifies:
-        lines.append("The model answers with one of its classes for every image, whatever the image shows.")
+        subject = "Without the calibration, the model" if calibration else "The model"
+        lines.append(f"{subject} answers with one of its classes for every image, whatever the image shows.")
     lines.append("Figures hold for images like those that were measured; other cameras and places may differ.")
     yield Section(heading="Calibration and limits", text="\n\n".join(lines))
 
