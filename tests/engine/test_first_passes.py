@@ -70,7 +70,7 @@ def test_one_stream_needs_no_comparison() -> None:
 
 @pytest.mark.parametrize("image", range(4))
 def test_a_wrong_first_pass_is_noticed(image: int) -> None:
-    with pytest.raises(DisagreementError, match=f"those of the images {image}$"):
+    with pytest.raises(DisagreementError, match=f"for the images {image}, by"):
         FirstPasses(STREAMS, "float32").run(Runtime(lambda number: number == 0, image), batch(0))
 
 
@@ -84,6 +84,19 @@ def test_a_stream_that_is_always_wrong_is_noticed(stream: int) -> None:
         passes.run(runtime, batch(1))
 
 
+def test_a_model_without_classes_is_compared_by_its_embeddings() -> None:
+    calls = iter(range(10))
+
+    def infer(images: Any) -> ArrayOutputs:
+        logits, embeddings = outputs_of(images)
+        return logits[:, :0], embeddings + np.float32(next(calls) == 2)
+
+    passes = FirstPasses(STREAMS, "float32")
+    passes.run(infer, batch(0))
+    with pytest.raises(DisagreementError, match="for the images 0, 1, 2, 3, by"):
+        passes.run(infer, batch(4))
+
+
 def test_outputs_that_are_not_finite_agree_with_themselves() -> None:
     def infer(images: Any) -> ArrayOutputs:
         logits, embeddings = outputs_of(images)
@@ -95,7 +108,7 @@ def test_outputs_that_are_not_finite_agree_with_themselves() -> None:
     for _ in range(ENOUGH):
         assert np.isnan(passes.run(infer, batch(0))[0][0]).all()
     calls = iter([infer, outputs_of])
-    with pytest.raises(DisagreementError, match="those of the images 0"):
+    with pytest.raises(DisagreementError, match="for the images 0, by"):
         FirstPasses(STREAMS, "float32").run(lambda images: next(calls)(images), batch(0))
 
 

@@ -19,6 +19,7 @@ def relative_difference(found: ArrayOutputs, expected: ArrayOutputs) -> float:
     return max(_difference(*pair) for pair in zip(found, expected, strict=True))
 
 
+@np.errstate(invalid="ignore")  # infinity minus infinity
 def _difference(found: FloatArray, expected: FloatArray) -> float:
     if found.shape != expected.shape:
         return np.inf
