@@ -108,7 +108,7 @@ def test_outputs_that_are_not_finite_agree_with_themselves() -> None:
     for _ in range(ENOUGH):
         assert np.isnan(passes.run(infer, batch(0))[0][0]).all()
     calls = iter([infer, outputs_of])
-    with pytest.raises(DisagreementError, match="for the images 0, by"):
+    with pytest.raises(DisagreementError, match="for the images 0, 1, by inf"):
         FirstPasses(STREAMS, "float32").run(lambda images: next(calls)(images), batch(0))
 
 
