@@ -45,13 +45,11 @@ def test_the_nearest_number_of_threads_counts(network: Network, monkeypatch: pyt
         rate(engine="rewritten", threads=1), rate(cpu="other"), rate(family="mixer"),
     )  # fmt: skip
     monkeypatch.setattr(choice, "rates", lambda: rows)
-    plan = make_plan("cpu", "float32", "openvino")
-    plans = [dataclasses.replace(plan, threads=threads) for threads in (1, 5, 12)]
-    found = [measured_rate(network, one, "throughput") for one in plans]
+    found = [measured_rate(network, "openvino", "float32", threads, "throughput") for threads in (1, 5, 12)]
     assert [row and row.request for row in found] == [2, 2, 1]
-    assert measured_rate(network, dataclasses.replace(plan, engine="onnxruntime"), "throughput") is None
-    assert measured_rate(network, dataclasses.replace(plan, precision="bfloat16"), "throughput") is None
-    assert measured_rate(Network.of(tiny("convit")), plan, "throughput") is None
+    assert measured_rate(network, "onnxruntime", "float32", 1, "throughput") is None
+    assert measured_rate(network, "openvino", "bfloat16", 1, "throughput") is None
+    assert measured_rate(Network.of(tiny("convit")), "openvino", "float32", 1, "throughput") is None
 
 
 def test_a_measured_layout_is_used_without_timing(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,6 @@ from ..models.configs.convmixer import ConvMixerConfig
 
 if TYPE_CHECKING:
     from ..weights.network import Network
-    from .plan import Plan
 
 TABLE = Path(__file__).parent / "tables" / "rates.json"
 REQUEST_BYTES = 8 << 20  # of the largest activation; more does not stay in the cache of a core
@@ -73,15 +72,15 @@ def fastest_engine(network: Network | None, threads: int, mode: str) -> tuple[st
     return best.engine, f"{best.ratio:.2f} times eager PyTorch {known}: {best.source}"
 
 
-def measured_rate(network: Network, plan: Plan, mode: str) -> Rate | None:
-    """Return the row of the plan's engine and precision for the family of the network on this class of CPU, or None.
+def measured_rate(network: Network, engine: str, precision: str, threads: int, mode: str) -> Rate | None:
+    """Return the row of an engine and a precision for the family of the network on this class of CPU, or None.
 
-    The row with the nearest number of threads is used. mode: as in a plan.
+    The row with the nearest number of threads is used. threads, mode: as in a plan.
     """
     family, here = network.arch.partition("_")[0], cpu_class()
-    wanted = (family, here, plan.engine, plan.precision, mode)
+    wanted = (family, here, engine, precision, mode)
     rows = [row for row in rates() if (row.family, row.cpu, row.engine, row.precision, row.mode) == wanted]
-    return min(rows, key=lambda row: abs(row.threads - plan.threads), default=None)
+    return min(rows, key=lambda row: abs(row.threads - threads), default=None)
 
 
 def images_per_request(config: FamilyConfig, size: tuple[int, int]) -> int:

@@ -44,7 +44,7 @@ def settle_layout(network: Network, plan: Plan, size: tuple[int, int], spec: Inp
         return plan
     layouts = layouts_of(network)
     mode = next((row.chosen for row in plan.choices if row.what == "mode"), "throughput")
-    if rate := measured_rate(network, plan, mode):
+    if rate := measured_rate(network, plan.engine, plan.precision, plan.threads, mode):
         return _as_measured(plan, rate, layouts)
     if len(layouts) < 2:
         return plan
