@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -130,11 +132,12 @@ def test_other_classes_cannot_be_compared(labelled: bool) -> None:
     images = images_of([0, 1]) if labelled else ComparedImages(Listed(2), "data", "f")
     classes = match_answers(subject("ab", "first"), subject("xyz", "second"), images)
     assert not classes.comparable
-    assert classes.why.startswith(
-        "labels are not used" if labelled else "first and second have different classes, so only embeddings"
-    )
-    without = match_answers(subject("", "first"), subject("abc"), ComparedImages(Listed(2), "data", "f"))
+    assert classes.why.startswith("labels are not used: " if labelled else "first and second have different classes")
+    assert classes.why.endswith("first and second have different classes, so only embeddings are compared")
+    without = match_answers(subject("", "first"), subject("abc"), images)
     assert without.why == "first has no classifier, so only embeddings are compared"
+    without = match_answers(subject("abc"), replace(subject(""), run=Path("out")), images)
+    assert without.why == "the run out has no classes, so only embeddings are compared"
     assert not without.comparable
     assert answers_of(outputs_of([-1, -1]), without.old).tolist() == [-1, -1]
 

@@ -218,6 +218,20 @@ def test_a_model_whose_results_a_run_has_is_not_run_again(
     assert len(again.changed) == len(result.changed)
 
 
+def test_a_model_is_run_if_a_run_lacks_some_of_its_results(data: Path, tmp_path: Path, result: Comparison) -> None:
+    bulk.run(str(data), tmp_path / "embeddings", OLD, RunSettings(dtype="float32", top=0))
+    start_run(data, tmp_path / "unfinished")
+    for name in ("embeddings", "unfinished"):
+        complete = compare(OLD, NEW, tmp_path / name, QUIET)
+        assert complete.compared == 58
+        assert complete.agreement == result.agreement
+        assert len(complete.changed) == len(result.changed)
+    only = compare(tmp_path / "embeddings", NEW, data, QUIET)
+    assert only.agreement is None
+    assert only.neighbors == result.neighbors
+    assert f"the run {tmp_path / 'embeddings'} has no classes, so only embeddings are compared" in only.notes
+
+
 def test_a_run_of_other_images_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
     for i in range(500, 504):
         picture(i).save(tmp_path / f"{i}.png")
@@ -315,13 +329,19 @@ def test_outputs_of_another_sample_are_computed_again(data: Path, tmp_path: Path
     assert compare(OLD, NEW, data, second, out=tmp_path) == expected
 
 
-def test_a_run_that_is_not_finished(data: Path, tmp_path: Path, result: Comparison) -> None:
+def start_run(data: Path, out: Path) -> None:
+    """Start a run of the old model that is interrupted after its first shard."""
+
     def interrupt(event: RunEvent) -> None:
         if isinstance(event, ShardFinished):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bulk.run(str(data), tmp_path / "run", OLD, RunSettings(shard_rows=16, dtype="float32"), on_event=interrupt)
+        bulk.run(str(data), out, OLD, RunSettings(shard_rows=16, dtype="float32"), on_event=interrupt)
+
+
+def test_a_run_that_is_not_finished(data: Path, tmp_path: Path, result: Comparison) -> None:
+    start_run(data, tmp_path / "run")
     rows = sum(shard.rows for shard in finished_shards(tmp_path / "run"))
     assert 0 < rows < 60
     partial = compare(tmp_path / "run", NEW, settings=QUIET)

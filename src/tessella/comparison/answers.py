@@ -123,12 +123,13 @@ def match_answers(old: ComparedModel, new: ComparedModel, images: ComparedImages
     old_K, new_K = sides
     same = bool(old.num_classes) and set(old_K.tolist()) == set(new_K.tolist())
     why = "" if same else _difference(old, new)
-    if images.labels is None:
+    if images.labels is None or not (old.num_classes and new.num_classes):
         return SharedClasses(old_K, new_K, None, same, why)
     try:
         old_C, new_C = (match_classes(images.classes, subject, False).positions for subject in (old, new))
     except UsageError as error:
-        return SharedClasses(old_K, new_K, None, same, f"labels are not used: {error.message}")
+        reasons = (f"labels are not used: {error.message}", why)
+        return SharedClasses(old_K, new_K, None, same, "; ".join(filter(None, reasons)))
     true_C = len(numbers) + np.arange(len(images.classes))
     old_K[old_C], new_K[new_C] = true_C, true_C
     return SharedClasses(old_K, new_K, true_C, same, "")
@@ -137,7 +138,10 @@ def match_answers(old: ComparedModel, new: ComparedModel, images: ComparedImages
 def _difference(old: ComparedModel, new: ComparedModel) -> str:
     for subject in (old, new):
         if not subject.num_classes:
-            return f"{subject.name} has no classifier, so only embeddings are compared"
+            lacking = (
+                f"{subject.name} has no classifier" if subject.run is None else f"the run {subject.run} has no classes"
+            )
+            return f"{lacking}, so only embeddings are compared"
     return f"{old.name} and {new.name} have different classes, so only embeddings are compared"
 
 

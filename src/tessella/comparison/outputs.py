@@ -262,6 +262,14 @@ def _run_rows(run: Path) -> Iterator[Iterator[tuple[str, str, int, float, FloatA
         yield zip(contents, state.tolist(), indices, confidences, placed_ND, strict=True)
 
 
+def _has_results(run: Path, subject: ComparedModel) -> bool:
+    """Return whether a finished run has what the model gives for its inputs: embeddings, and classes if there are any."""
+    facts = read_run(run)
+    if facts["fingerprint"] != subject.fingerprint or (subject.num_classes and not facts["top"]):
+        return False
+    return sum(shard.rows for shard in finished_shards(run)) == facts["rows"]
+
+
 def outputs_of(
     subject: ComparedModel,
     images: ComparedImages,
@@ -273,11 +281,11 @@ def outputs_of(
 ) -> ModelOutputs:
     """Return the outputs of one side: computed, or read from its run.
 
-    The rows of a run are used for a model, too, if the images are its inputs and it has the model's fingerprint.
+    The rows of a run are used for a model, too, if the images are its inputs and it has all results of the model.
     Raises as `compute_outputs` and `read_outputs`.
     """
     run = subject.run
-    if run is None and images.run is not None and read_run(images.run)["fingerprint"] == subject.fingerprint:
+    if run is None and images.run is not None and _has_results(images.run, subject):
         run = images.run
     if run is not None:
         return read_outputs(run, images.contents, sample)
