@@ -27,6 +27,7 @@ from tessella.predictor import Output, Predictor
 from tessella.search import Alignment
 from tessella.storage import folder_lock
 
+from ..calibration.made import calibration_for
 from ..data.test_isolated import FaultySource
 from ..evaluation.small_data import NAMES, folder_of, model_of, picture
 from ..models.tiny import tiny
@@ -243,6 +244,19 @@ def test_a_run_of_other_images_is_refused(runs: tuple[Path, Path], tmp_path: Pat
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "0.png").write_bytes(b"no image")
     assert code_of(OLD, NEW, tmp_path / "bad", QUIET) == "unreadable"
+
+
+def test_probabilities_are_calibrated_like_those_of_a_run(data: Path, tmp_path: Path) -> None:
+    calibrated = OLD.with_calibration(calibration_for(OLD))
+    bulk.run(str(data), tmp_path / "run", calibrated, RunSettings(dtype="float32"))
+    plain = {change.key: change.old_probability for change in compare(OLD, NEW, data, QUIET, out=tmp_path).changed}
+    by_model = compare(calibrated, NEW, data, QUIET, out=tmp_path)  # the plain outputs of the same model are not used
+    by_rows = compare(tmp_path / "run", NEW, data, QUIET)
+    expected = {change.key: change.old_probability for change in by_rows.changed}
+    assert len(expected) > 3
+    assert {change.key: change.old_probability for change in by_model.changed} == pytest.approx(expected, abs=1e-5)
+    assert plain.keys() == expected.keys()
+    assert any(abs(plain[key] - expected[key]) > 0.02 for key in expected)
 
 
 # --- interruptions and faults -----------------------------------------------------------------------------------------
