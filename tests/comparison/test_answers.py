@@ -31,6 +31,7 @@ class Listed:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self.read: list[int] = []
 
     def __len__(self) -> int:
         return self.count
@@ -39,6 +40,7 @@ class Listed:
         return str(index)
 
     def source(self, index: int) -> Source:
+        self.read.append(index)
         return Source(str(index), f"/{index}.png")
 
 
@@ -74,7 +76,8 @@ def test_gained_and_lost_images_by_class() -> None:
 
 
 def test_changes_are_sorted_by_kind_and_certainty() -> None:
-    images = images_of([0, 0, 0, 1, 1, 2])
+    items = Listed(6)
+    images = replace(images_of([0, 0, 0, 1, 1, 2]), items=items)
     old = (subject(LETTERS, "o"), outputs_of([1, 1, 0, 0, 0, 2], [0.6] * 6))
     new = (subject(LETTERS, "n"), outputs_of([0, 0, 1, 2, 0, 0], [0.7, 0.9, 0.5, 0.8, 0.99, 0.4]))
     classes = match_answers(old[0], new[0], images)
@@ -91,6 +94,7 @@ def test_changes_are_sorted_by_kind_and_certainty() -> None:
     first = changes[0]
     assert (first.label, first.old, first.new, first.key, first.source) == ("a", "b", "a", "1", "/1.png")
     assert (first.old_probability, first.new_probability) == (0.6, 0.9)
+    assert items.read == [0, 1, 2, 3, 5]  # in the order of a listing, of which a run has one shard in memory
 
 
 def test_classes_are_matched_by_name() -> None:

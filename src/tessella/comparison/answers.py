@@ -60,7 +60,7 @@ class AnswerAgreement:
 
     share: of the images. kappa: Cohen's kappa, the share beyond what independent answers of the same frequencies would
     reach; None if both models give a single answer. total_variation: mean total variation distance of the
-    probabilities, between 0 and 1, on `judged` images; None if they are not known.
+    softmax probabilities, between 0 and 1, on `judged` images; None if they are not known.
     """
 
     images: int
@@ -73,7 +73,8 @@ class AnswerAgreement:
 class ChangedAnswer(NamedTuple):
     """An image whose answer differs. change: "gained", "lost", or "changed" if both are wrong or there is no label.
 
-    row: position of the image. label: the true class, "" without labels. source: the file.
+    row: position of the image. label: the true class, "" without labels. source: the file. old_probability,
+    new_probability: calibrated if the model is.
     """
 
     change: Change
@@ -138,10 +139,9 @@ def match_answers(old: ComparedModel, new: ComparedModel, images: ComparedImages
 def _difference(old: ComparedModel, new: ComparedModel) -> str:
     for subject in (old, new):
         if not subject.num_classes:
-            lacking = (
-                f"{subject.name} has no classifier" if subject.run is None else f"the run {subject.run} has no classes"
-            )
-            return f"{lacking}, so only embeddings are compared"
+            name = subject.name if subject.run is None else f"the run {subject.run}"
+            what = "classifier" if subject.run is None else "classes"
+            return f"{name} has no {what}, so only embeddings are compared"
     return f"{old.name} and {new.name} have different classes, so only embeddings are compared"
 
 
@@ -220,18 +220,20 @@ def changed_answers(
     """
     (old_subject, old_outputs, old_N), (new_subject, new_outputs, new_N) = old, new
     rows = np.flatnonzero(both_N & (old_N != new_N))
+    # in the order of the images, because a run has one shard of its listing in memory
+    names = [(images.items.key(row), images.items.source(row).path) for row in rows.tolist()]
     kinds = np.full(len(rows), CHANGES.index("changed"))
     if images.labels is not None and classes.true is not None:
         true = classes.true[images.labels[rows]]
         kinds[new_N[rows] == true], kinds[old_N[rows] == true] = CHANGES.index("gained"), CHANGES.index("lost")
     for place in np.lexsort((rows, -new_outputs.confidence[rows], kinds)).tolist():
-        row = int(rows[place])
+        row, (key, source) = int(rows[place]), names[place]
         labeled = images.labels is not None and classes.true is not None
         yield ChangedAnswer(
             change=CHANGES[kinds[place]],
             row=row,
-            key=images.items.key(row),
-            source=images.items.source(row).path,
+            key=key,
+            source=source,
             label=images.classes[images.labels[row]] if labeled and images.labels is not None else "",
             old=_label(old_subject.labels, old_outputs.answers[row]),
             old_probability=round(float(old_outputs.confidence[row]), 6),
