@@ -22,7 +22,7 @@ from tessella.comparison.subjects import ComparedModel, parameters_of
 from tessella.data.datasets import LabelledImages, open_labelled
 from tessella.data.source import Source
 from tessella.engine import make_plan
-from tessella.errors import TessellaError, UsageError
+from tessella.errors import ImageError, TessellaError, UsageError
 from tessella.predictor import Output, Predictor
 from tessella.search import Alignment
 from tessella.storage import folder_lock
@@ -243,7 +243,12 @@ def test_a_run_of_other_images_is_refused(runs: tuple[Path, Path], tmp_path: Pat
     assert code_of(tmp_path, NEW, tmp_path, QUIET) == "not_found"  # a folder without a run
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "0.png").write_bytes(b"no image")
-    assert code_of(OLD, NEW, tmp_path / "bad", QUIET) == "unreadable"
+    (tmp_path / "bad" / "1.png").write_bytes(b"")
+    with pytest.raises(ImageError) as caught:
+        compare(OLD, NEW, tmp_path / "bad", QUIET)
+    codes = "1 empty, 1 unsupported_format"
+    assert caught.value.code == "unreadable"
+    assert caught.value.message.endswith(f"a result of both models (old: {codes}; new: {codes})")
 
 
 def test_probabilities_are_calibrated_like_those_of_a_run(data: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..checks import check_path, checked
 from ..errors import ImageError, UsageError
+from ..evaluation.markdown import counts_text
 from ..evaluation.settings import ProgressCallback
 from ..machine import require_fork
 from ..predictor import Predictor
@@ -120,8 +121,11 @@ def compare_outputs(
     (old_subject, old_outputs), (new_subject, new_outputs) = old, new
     both_N = old_outputs.ok & new_outputs.ok
     if not both_N.any():
-        codes = {**old_outputs.errors, **new_outputs.errors}
-        raise ImageError("unreadable", f"none of the {len(images):,} images has a result of both models ({codes})")
+        old_errors, new_errors = (counts_text(side.errors) or "no errors" for side in (old_outputs, new_outputs))
+        raise ImageError(
+            "unreadable",
+            f"none of the {len(images):,} images has a result of both models (old: {old_errors}; new: {new_errors})",
+        )
     classes = match_answers(old_subject, new_subject, images)
     old_N, new_N = answers_of(old_outputs, classes.old), answers_of(new_outputs, classes.new)
     accuracy = agreement = None

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..checks import as_path
 from ..errors import UsageError
+from ..evaluation.markdown import counts_text
 from ..results import FloatArray
 from ..search.alignments import SUFFIX, Alignment, Making
 from ..storage import check_output
@@ -207,7 +208,7 @@ def side_rows(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
             points(accuracy.change.difference),
         )
     if old.errors or new.errors:
-        yield "images without a result", _errors(old.errors), _errors(new.errors), ""
+        yield "images without a result", counts_text(old.errors) or "0", counts_text(new.errors) or "0", ""
     if speed is not None:
         ratio = f"{speed.ratio:.2f}x"
         yield "images/s", f"{speed.old:.4g}", f"{speed.new:.4g}", f"{ratio} ({speed.lowest:.2f} to {speed.highest:.2f})"
@@ -220,10 +221,6 @@ def side_rows(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
         yield "transform, policy", f"{old.transform}, {old.policy}", f"{new.transform}, {new.policy}", ""
     yield "run" if old.run or new.run else "", old.run, new.run, ""
     yield "fingerprint", old.fingerprint, new.fingerprint, ""
-
-
-def _errors(errors: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {code}" for code, count in errors.items()) or "0"
 
 
 def _millions(count: int | None) -> str:

@@ -33,6 +33,7 @@ from .calibration_figures import calibrated_logits, expected_share
 from .classes import ClassMapping, match_classes
 from .imagenet import REAL, REAL_IMAGES, find_published, read_real_labels, real_positions, recognize
 from .leakage import Split, choose_images
+from .markdown import counts_text
 from .metrics import Answers, Ints, Metrics, join, judge, metrics_of
 from .report import FailedImage
 from .settings import EvaluationSettings, ProgressCallback
@@ -138,11 +139,7 @@ def measure(
     seconds = time.perf_counter() - started
     errors = dict(Counter(image.code for image in failed))
     if not len(answers.label):
-        raise ImageError(
-            "unreadable" if failed else "not_found",
-            f"none of the {len(images):,} images could be read ({errors})" if failed else "there are no images",
-            hint=f"the first is {failed[0].key!r}: {failed[0].message}" if failed else "",
-        )
+        raise _no_answers(images, failed, errors)
     return Evaluation(
         model=predictor.name,
         engine=predictor.plan.engine,
@@ -159,6 +156,17 @@ def measure(
         trust=trust,
         conditions=_conditions(predictor, images),
     )
+
+
+def _no_answers(images: LabelledImages, failed: Sequence[FailedImage], errors: Mapping[str, int]) -> ImageError:
+    """Return the error for data without an image to measure: unreadable ones, ones without a ReaL label, or none."""
+    if failed:
+        return ImageError(
+            "unreadable",
+            f"none of the {len(failed):,} images could be read ({counts_text(errors)})",
+            hint=f"the first is {failed[0].key!r}: {failed[0].message}",
+        )
+    return ImageError("not_found", "no image has a ReaL label" if len(images) else "there are no images")
 
 
 def _warm_up(predictor: Predictor, images: int) -> None:
