@@ -118,7 +118,7 @@ def write_report(
 
 
 def _write_figures(folder: Path, draws: Mapping[str, Callable[[], bytes]]) -> list[str]:
-    """Write the figures that can be drawn, delete old versions of the others, and return the names."""
+    """Write the figures that can be drawn, delete old versions of those that cannot, and return the names."""
     drawn = []
     for name, draw in draws.items() if warn_without_matplotlib() else ():
         if data := draw_or_warn(f"{name} of the report", draw):
