@@ -389,29 +389,39 @@ def _evaluate_all(
     failures: list[TessellaError] = []
     for combination in combinations:
         try:
-            predictor = combination.load(settings)
-            evaluation = measure(
-                predictor, images, real=real, dataset=settings.dataset, restrict=settings.restrict, progress=progress
-            )
+            evaluation = _evaluate_one(combination, images, settings, real, progress)
         except TessellaError as error:
             failures.append(error)
             if len(failures) == len(combinations):
                 raise failures[0] from None
-            yield Evaluation(
+            evaluation = Evaluation(
                 model=_name_of(combination.model),
                 status=error.code,
                 note=str(error),
                 engine=combination.engine,
                 precision=combination.precision,
             )
-            continue
-        if settings.checkpoint_path:
-            evaluation = dataclasses.replace(evaluation, published=None)
-        if combination.precision not in ("auto", FAST, evaluation.precision):
-            _, value, reason = predictor.plan.choice("precision")
-            note = f"not {combination.precision}: {value}: {reason}"
-            evaluation = dataclasses.replace(evaluation, note=note)
         yield evaluation
+
+
+def _evaluate_one(
+    combination: _Combination,
+    images: LabelledImages,
+    settings: EvaluationSettings,
+    real: Sequence[Sequence[int]] | None,
+    progress: ProgressCallback | None,
+) -> Evaluation:
+    """Load a model and measure it; when this returns, the model is released, before the next one is loaded."""
+    predictor = combination.load(settings)
+    evaluation = measure(
+        predictor, images, real=real, dataset=settings.dataset, restrict=settings.restrict, progress=progress
+    )
+    if settings.checkpoint_path:
+        evaluation = dataclasses.replace(evaluation, published=None)
+    if combination.precision not in ("auto", FAST, evaluation.precision):
+        _, value, reason = predictor.plan.choice("precision")
+        evaluation = dataclasses.replace(evaluation, note=f"not {combination.precision}: {value}: {reason}")
+    return evaluation
 
 
 def _name_of(model: str | Predictor) -> str:
