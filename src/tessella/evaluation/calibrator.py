@@ -258,8 +258,8 @@ def _remarks(calibration: Calibration) -> Iterable[str]:
         yield "the detection of unknown images was not measured: --unknown takes images of none of the classes"
     if np.isinf(unknown.threshold):
         yield (
-            f"no image will be called unknown: a threshold for {unknown.false_alarms:.3g} false alarms needs "
-            f"{images_needed(1 - unknown.false_alarms):,} images, {len(unknown.scores):,} were left for it"
+            f"no image will be called unknown: a threshold for a false-alarm rate of {unknown.false_alarms:.3g} needs "
+            f"{images_needed(1 - unknown.false_alarms):,} images, and only {len(unknown.scores):,} were left for it"
         )
     if missing := int(np.isinf(sets.thresholds).sum()):
         yield (

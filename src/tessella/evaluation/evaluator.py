@@ -48,10 +48,11 @@ LabelOf: TypeAlias = Callable[[int, FloatArray], int]  # (position of an image, 
 class Trust:
     """How a calibration judged the images, as shares from 0 to 1.
 
-    coverage: images whose prediction set has the true class, None if the data restrict the classes; promised: the same,
-    as it was promised; least_coverage: what 97.5 % of measurements with this many images keep if the promise holds.
-    set_size: mean number of classes in a set. unknown: images that were called unknown; false_alarms and most_unknown:
-    the largest share of images of the classes that was promised, and that is expected in 97.5 % of measurements.
+    coverage: images whose prediction set has the true class, None if the data restrict the classes; promised: the
+    coverage that was promised; least_coverage: the coverage that 97.5 % of measurements with this many images reach if
+    the promise holds. set_size: mean number of classes in a set. unknown: images that were called unknown;
+    false_alarms: the largest share that was promised for images of the classes; most_unknown: the share that 97.5 % of
+    measurements do not exceed if the promise holds.
     same_images: whether the calibration was made from exactly these images, which makes its figures too good.
     """
 
