@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from ..bulk.run_folder import read_run
 from ..checks import check_path, checked
 from ..errors import ImageError, UsageError
 from ..evaluation.markdown import counts_text
@@ -95,7 +96,8 @@ def _find_images(
         if settings.split is not None:
             raise UsageError("bad_argument", "a split needs labeled images", hint="give them as DATA")
         return open_run_images(Path(runs[0]))
-    return open_images(os.fspath(data), [name for name in names if name not in runs], settings.split)
+    models = [read_run(Path(name))["model"] if name in runs else name for name in names]
+    return open_images(os.fspath(data), models, settings.split)
 
 
 @contextmanager
