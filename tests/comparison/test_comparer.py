@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,18 @@ from tessella.bulk import RunSettings
 from tessella.bulk.events import RunEvent, ShardFinished
 from tessella.bulk.run_folder import finished_shards
 from tessella.comparison import Comparison, ComparisonSettings, compare, outputs, write_comparison
-from tessella.comparison.results import sentences, verdict
+from tessella.comparison.paired import paired_difference
+from tessella.comparison.results import p_text, sentences, verdict
 from tessella.comparison.subjects import ComparedModel, parameters_of
-from tessella.data.datasets import LabelledImages, open_labelled
+from tessella.data.datasets import LabelledImages, open_labelled, open_split
 from tessella.data.source import Source
 from tessella.engine import make_plan
 from tessella.errors import ImageError, TessellaError, UsageError
-from tessella.predictor import Output, Predictor
+from tessella.evaluation.leakage import write_image_record
+from tessella.predictor import Output, Predictor, load
 from tessella.search import Alignment
 from tessella.storage import folder_lock
+from tessella.weights.save import save_pretrained
 
 from ..calibration.made import calibration_for
 from ..data.test_isolated import FaultySource
@@ -183,6 +187,18 @@ def test_runs_give_the_figures_of_their_models(runs: tuple[Path, Path], data: Pa
     assert by_rows.neighbors == result.neighbors
     assert {change.key for change in by_rows.changed} == {change.key for change in result.changed}
     assert by_rows.compared == 58
+
+
+def test_images_that_the_model_of_a_run_was_trained_on_are_left_out(data: Path, tmp_path: Path) -> None:
+    folder = save_pretrained(model_of(), tmp_path / "model")
+    train, held_out = open_split(data, val_fraction=0.5)
+    write_image_record(folder, train, held_out)
+    model = load(f"local-dir:{folder}", device="cpu", engine="eager", precision="float32")
+    bulk.run(str(data), tmp_path / "run", model, RunSettings(dtype="float32"))
+    by_model, by_rows = (compare(old, NEW, data, QUIET) for old in (model, tmp_path / "run"))
+    assert by_model.images == by_rows.images == len(held_out)
+    assert by_rows.accuracy == by_model.accuracy
+    assert any(f"that {folder} held out" in note for note in by_rows.notes)
 
 
 def test_runs_alone_are_compared_without_labels(runs: tuple[Path, Path], result: Comparison) -> None:
@@ -427,3 +443,10 @@ def test_the_result_is_json(result: Comparison) -> None:
     assert values["changed"] == len(result.changed)
     assert values["verdict"] == verdict(result)
     assert len(list(sentences(result))) == 4
+
+
+def test_a_p_value_is_never_zero(result: Comparison) -> None:
+    assert [p_text(value) for value in (1.0, 0.0234, 3.5e-130)] == ["= 1", "= 0.023", "= 3.5e-130"]
+    assert result.accuracy is not None
+    accuracy = replace(result.accuracy, change=paired_difference(50_000, 3000, 300))
+    assert verdict(replace(result, accuracy=accuracy)).endswith(", p < 1e-300")

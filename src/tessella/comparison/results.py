@@ -28,6 +28,7 @@ SAME_NEIGHBORS = 0.8  # as the gate of int8 requires
 # of the same class. A model keeps 92 % of its neighbors with itself in int8, and 99 % in bfloat16. Nothing measured
 # lies between; half means that more of the results stay than change. `scripts/bench compare` measures it.
 LEAST_KEPT = 0.5
+LEAST_P = 1e-300  # smaller p-values may be computed as 0, such as that of 3,000 gained and 300 lost images
 
 
 class SubjectFacts(NamedTuple):
@@ -169,7 +170,7 @@ def _agreement_texts(comparison: Comparison) -> Iterator[str]:
 def _accuracy_verdict(comparison: Comparison, accuracy: AccuracyChange) -> str:
     change = accuracy.change
     interval = f"{100 * CONFIDENCE:.0f} % interval {points(change.low)} to {points(change.high)}"
-    measured = f"{points(change.difference)} points ({interval}), p = {p_text(change.p_value)}"
+    measured = f"{points(change.difference)} points ({interval}), p {p_text(change.p_value)}"
     if not comparison.changed:
         return f"all answers are the same; on other images, the difference may be up to {points(change.high)} points"
     if change.p_value >= 1 - CONFIDENCE:
@@ -192,8 +193,8 @@ def points(value: float) -> str:
 
 
 def p_text(value: float) -> str:
-    """Return a p-value with two significant digits."""
-    return "1" if value == 1 else f"{value:.2g}"
+    """Return a p-value with two significant digits, after "=", or "<" for one too small for a floating-point number."""
+    return f"= {value:.2g}" if value >= LEAST_P else f"< {LEAST_P:g}"
 
 
 def side_rows(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
