@@ -145,8 +145,8 @@ def open_images(data: str | Path, models: Sequence[str], split: Split | None) ->
     """Open the images of `data`: the inputs of a run, labeled images, or else any images that `tessella run` reads.
 
     models: names of the models, those of runs included, whose records of training images decide which labeled images
-    are used, as in `evaluate`. split: of labeled images. Raises UsageError `not_found` if there are no images, `bad_argument` if a
-    split is given for unlabeled ones, and the code of the error of a file that cannot be read.
+    are used, as in `evaluate`. split: of labeled images. Raises UsageError `not_found` if there are no images,
+    `bad_argument` if a split is given for unlabeled ones, and the code of the error of a file that cannot be read.
     """
     name = os.fsdecode(data)
     if is_run(name):
