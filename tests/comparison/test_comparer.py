@@ -415,6 +415,9 @@ def test_an_alignment_is_written_only_if_it_keeps_neighbors(
     assert f"{100 * far.alignment.kept:.1f} % of the 10 nearest images that those of" in refusal(far, path).message
     assert "tessella run INPUT -m" in refusal(far, path).hint
     assert "give at least" in refusal(result, path).hint  # too few images
+    sampled = refusal(replace(result, compared=1000), path)
+    assert sampled.message.startswith("the sampled ones of 1,000 images are too few")
+    assert sampled.hint.startswith("use ComparisonSettings(sampled=")
     assert not path.exists()
 
 

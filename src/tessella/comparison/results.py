@@ -91,11 +91,13 @@ class Comparison:
         path = check_output(as_path("the alignment", path), (SUFFIX,))
         figures, matrix = self.alignment, self.matrix
         if figures is None or matrix is None:
+            needed = images_needed(self.old.width, self.new.width)
+            enough = self.compared >= needed  # but their embeddings were compared for a sample only
             raise UsageError(
                 "alignment_refused",
-                f"{self.compared:,} images are too few to fit and to judge an alignment of embeddings with "
-                f"{self.old.width} and {self.new.width} dimensions",
-                hint=f"give at least {images_needed(self.old.width, self.new.width):,} images",
+                f"{'the sampled ones of ' if enough else ''}{self.compared:,} images are too few to fit and to judge "
+                f"an alignment of embeddings with {self.old.width} and {self.new.width} dimensions",
+                hint=f"use ComparisonSettings(sampled={needed})" if enough else f"give at least {needed:,} images",
             )
         if figures.kept < LEAST_KEPT:
             raise UsageError(
