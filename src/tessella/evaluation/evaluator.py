@@ -121,7 +121,7 @@ def measure(
 
     real: labels from `read_real_labels`. dataset, restrict: see `EvaluationSettings`. progress: see `evaluate`.
     Raises UsageError `bad_argument` if the classes do not match, ImageError `unreadable` if no image can be read,
-    `not_found` if there are none, and WeightsError `non_finite`.
+    `not_found` if there are none, or none with a ReaL label, and WeightsError `non_finite`.
     """
     classes = images.classes if real is None else labels_for("imagenet-1k").synsets
     mapping = match_classes(classes, predictor, restrict)
