@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +31,7 @@ class Listed:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self.read: list[int] = []
 
     def __len__(self) -> int:
         return self.count
@@ -37,6 +40,7 @@ class Listed:
         return str(index)
 
     def source(self, index: int) -> Source:
+        self.read.append(index)
         return Source(str(index), f"/{index}.png")
 
 
@@ -72,7 +76,8 @@ def test_gained_and_lost_images_by_class() -> None:
 
 
 def test_changes_are_sorted_by_kind_and_certainty() -> None:
-    images = images_of([0, 0, 0, 1, 1, 2])
+    items = Listed(6)
+    images = replace(images_of([0, 0, 0, 1, 1, 2]), items=items)
     old = (subject(LETTERS, "o"), outputs_of([1, 1, 0, 0, 0, 2], [0.6] * 6))
     new = (subject(LETTERS, "n"), outputs_of([0, 0, 1, 2, 0, 0], [0.7, 0.9, 0.5, 0.8, 0.99, 0.4]))
     classes = match_answers(old[0], new[0], images)
@@ -89,6 +94,7 @@ def test_changes_are_sorted_by_kind_and_certainty() -> None:
     first = changes[0]
     assert (first.label, first.old, first.new, first.key, first.source) == ("a", "b", "a", "1", "/1.png")
     assert (first.old_probability, first.new_probability) == (0.6, 0.9)
+    assert items.read == [0, 1, 2, 3, 5]  # in the order of a listing, of which a run has one shard in memory
 
 
 def test_classes_are_matched_by_name() -> None:
@@ -130,11 +136,12 @@ def test_other_classes_cannot_be_compared(labelled: bool) -> None:
     images = images_of([0, 1]) if labelled else ComparedImages(Listed(2), "data", "f")
     classes = match_answers(subject("ab", "first"), subject("xyz", "second"), images)
     assert not classes.comparable
-    assert classes.why.startswith(
-        "labels are not used" if labelled else "first and second have different classes, so only embeddings"
-    )
-    without = match_answers(subject("", "first"), subject("abc"), ComparedImages(Listed(2), "data", "f"))
+    assert classes.why.startswith("labels are not used: " if labelled else "first and second have different classes")
+    assert classes.why.endswith("first and second have different classes, so only embeddings are compared")
+    without = match_answers(subject("", "first"), subject("abc"), images)
     assert without.why == "first has no classifier, so only embeddings are compared"
+    without = match_answers(subject("abc"), replace(subject(""), run=Path("out")), images)
+    assert without.why == "the run out has no classes, so only embeddings are compared"
     assert not without.comparable
     assert answers_of(outputs_of([-1, -1]), without.old).tolist() == [-1, -1]
 

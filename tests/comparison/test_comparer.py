@@ -6,6 +6,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ from tessella.bulk import RunSettings
 from tessella.bulk.events import RunEvent, ShardFinished
 from tessella.bulk.run_folder import finished_shards
 from tessella.comparison import Comparison, ComparisonSettings, compare, outputs, write_comparison
-from tessella.comparison.results import sentences, verdict
+from tessella.comparison.paired import paired_difference
+from tessella.comparison.results import p_text, sentences, verdict
 from tessella.comparison.subjects import ComparedModel, parameters_of
-from tessella.data.datasets import LabelledImages, open_labelled
+from tessella.data.datasets import LabelledImages, open_labelled, open_split
 from tessella.data.source import Source
 from tessella.engine import make_plan
-from tessella.errors import TessellaError, UsageError
-from tessella.predictor import Output, Predictor
+from tessella.errors import ImageError, TessellaError, UsageError
+from tessella.evaluation.leakage import write_image_record
+from tessella.predictor import Output, Predictor, load
 from tessella.search import Alignment
 from tessella.storage import folder_lock
+from tessella.weights.save import save_pretrained
 
+from ..calibration.made import calibration_for
 from ..data.test_isolated import FaultySource
 from ..evaluation.small_data import NAMES, folder_of, model_of, picture
 from ..models.tiny import tiny
@@ -184,6 +189,18 @@ def test_runs_give_the_figures_of_their_models(runs: tuple[Path, Path], data: Pa
     assert by_rows.compared == 58
 
 
+def test_images_that_the_model_of_a_run_was_trained_on_are_left_out(data: Path, tmp_path: Path) -> None:
+    folder = save_pretrained(model_of(), tmp_path / "model")
+    train, held_out = open_split(data, val_fraction=0.5)
+    write_image_record(folder, train, held_out)
+    model = load(f"local-dir:{folder}", device="cpu", engine="eager", precision="float32")
+    bulk.run(str(data), tmp_path / "run", model, RunSettings(dtype="float32"))
+    by_model, by_rows = (compare(old, NEW, data, QUIET) for old in (model, tmp_path / "run"))
+    assert by_model.images == by_rows.images == len(held_out)
+    assert by_rows.accuracy == by_model.accuracy
+    assert any(f"that {folder} held out" in note for note in by_rows.notes)
+
+
 def test_runs_alone_are_compared_without_labels(runs: tuple[Path, Path], result: Comparison) -> None:
     by_rows = compare(*runs, settings=QUIET)
     assert by_rows.accuracy is None
@@ -218,6 +235,20 @@ def test_a_model_whose_results_a_run_has_is_not_run_again(
     assert len(again.changed) == len(result.changed)
 
 
+def test_a_model_is_run_if_a_run_lacks_some_of_its_results(data: Path, tmp_path: Path, result: Comparison) -> None:
+    bulk.run(str(data), tmp_path / "embeddings", OLD, RunSettings(dtype="float32", top=0))
+    start_run(data, tmp_path / "unfinished")
+    for name in ("embeddings", "unfinished"):
+        complete = compare(OLD, NEW, tmp_path / name, QUIET)
+        assert complete.compared == 58
+        assert complete.agreement == result.agreement
+        assert len(complete.changed) == len(result.changed)
+    only = compare(tmp_path / "embeddings", NEW, data, QUIET)
+    assert only.agreement is None
+    assert only.neighbors == result.neighbors
+    assert f"the run {tmp_path / 'embeddings'} has no classes, so only embeddings are compared" in only.notes
+
+
 def test_a_run_of_other_images_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
     for i in range(500, 504):
         picture(i).save(tmp_path / f"{i}.png")
@@ -228,7 +259,25 @@ def test_a_run_of_other_images_is_refused(runs: tuple[Path, Path], tmp_path: Pat
     assert code_of(tmp_path, NEW, tmp_path, QUIET) == "not_found"  # a folder without a run
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "0.png").write_bytes(b"no image")
-    assert code_of(OLD, NEW, tmp_path / "bad", QUIET) == "unreadable"
+    (tmp_path / "bad" / "1.png").write_bytes(b"")
+    with pytest.raises(ImageError) as caught:
+        compare(OLD, NEW, tmp_path / "bad", QUIET)
+    codes = "1 empty, 1 unsupported_format"
+    assert caught.value.code == "unreadable"
+    assert caught.value.message.endswith(f"a result of both models (old: {codes}; new: {codes})")
+
+
+def test_probabilities_are_calibrated_like_those_of_a_run(data: Path, tmp_path: Path) -> None:
+    calibrated = OLD.with_calibration(calibration_for(OLD))
+    bulk.run(str(data), tmp_path / "run", calibrated, RunSettings(dtype="float32"))
+    plain = {change.key: change.old_probability for change in compare(OLD, NEW, data, QUIET, out=tmp_path).changed}
+    by_model = compare(calibrated, NEW, data, QUIET, out=tmp_path)  # the plain outputs of the same model are not used
+    by_rows = compare(tmp_path / "run", NEW, data, QUIET)
+    expected = {change.key: change.old_probability for change in by_rows.changed}
+    assert len(expected) > 3
+    assert {change.key: change.old_probability for change in by_model.changed} == pytest.approx(expected, abs=1e-5)
+    assert plain.keys() == expected.keys()
+    assert any(abs(plain[key] - expected[key]) > 0.02 for key in expected)
 
 
 # --- interruptions and faults -----------------------------------------------------------------------------------------
@@ -315,13 +364,19 @@ def test_outputs_of_another_sample_are_computed_again(data: Path, tmp_path: Path
     assert compare(OLD, NEW, data, second, out=tmp_path) == expected
 
 
-def test_a_run_that_is_not_finished(data: Path, tmp_path: Path, result: Comparison) -> None:
+def start_run(data: Path, out: Path) -> None:
+    """Start a run of the old model that is interrupted after its first shard."""
+
     def interrupt(event: RunEvent) -> None:
         if isinstance(event, ShardFinished):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bulk.run(str(data), tmp_path / "run", OLD, RunSettings(shard_rows=16, dtype="float32"), on_event=interrupt)
+        bulk.run(str(data), out, OLD, RunSettings(shard_rows=16, dtype="float32"), on_event=interrupt)
+
+
+def test_a_run_that_is_not_finished(data: Path, tmp_path: Path, result: Comparison) -> None:
+    start_run(data, tmp_path / "run")
     rows = sum(shard.rows for shard in finished_shards(tmp_path / "run"))
     assert 0 < rows < 60
     partial = compare(tmp_path / "run", NEW, settings=QUIET)
@@ -360,6 +415,9 @@ def test_an_alignment_is_written_only_if_it_keeps_neighbors(
     assert f"{100 * far.alignment.kept:.1f} % of the 10 nearest images that those of" in refusal(far, path).message
     assert "tessella run INPUT -m" in refusal(far, path).hint
     assert "give at least" in refusal(result, path).hint  # too few images
+    sampled = refusal(replace(result, compared=1000), path)
+    assert sampled.message.startswith("the sampled ones of 1,000 images are too few")
+    assert sampled.hint.startswith("use ComparisonSettings(sampled=")
     assert not path.exists()
 
 
@@ -388,3 +446,10 @@ def test_the_result_is_json(result: Comparison) -> None:
     assert values["changed"] == len(result.changed)
     assert values["verdict"] == verdict(result)
     assert len(list(sentences(result))) == 4
+
+
+def test_a_p_value_is_never_zero(result: Comparison) -> None:
+    assert [p_text(value) for value in (1.0, 0.0234, 3.5e-130)] == ["= 1", "= 0.023", "= 3.5e-130"]
+    assert result.accuracy is not None
+    accuracy = replace(result.accuracy, change=paired_difference(50_000, 3000, 300))
+    assert verdict(replace(result, accuracy=accuracy)).endswith(", p < 1e-300")

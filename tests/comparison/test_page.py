@@ -59,6 +59,12 @@ def test_the_title_tells_two_precisions_of_a_model_apart(compared: Comparison, t
     assert f"<h1>{compared.old.model} in float32 and in int8 on " in text
 
 
+def test_names_in_notes_are_not_changed(compared: Comparison, tmp_path: Path) -> None:
+    notes = ("mixer_ti and local-dir:x have different classes", "skipped 1 file, such as a/README.md")
+    text = write_comparison(tmp_path, replace(compared, notes=notes)).read_text()
+    assert all(f"<li>{note}</li>" in text for note in notes)
+
+
 def test_the_page_shows_every_changed_image(compared: Comparison, tmp_path: Path) -> None:
     page = Page(write_comparison(tmp_path, compared, command="tessella compare a b c").read_text())
     assert len(page.all("figure")) == len(compared.changed)

@@ -272,8 +272,9 @@ def test_unknown_images_are_compared_with_the_known_ones(many: Path, tmp_path: P
     assert report.calibration.unknown.detector.kind == report.figures.detectors[0].kind
     assert read_calibration(tmp_path / "made.safetensors").figures == report.figures.as_dict()
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match="none of the 1 images could be read"):
+    with pytest.raises(ImageError, match=r"none of the unknown images could be read \(1 not_found\)") as caught:
         calibrate(many, predictor_of(), unknown=tmp_path / "empty")
+    assert str(tmp_path / "empty") in caught.value.hint
 
 
 def test_an_evaluation_notices_images_that_are_unlike_those_of_the_calibration(many: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,7 @@ def test_images_that_cannot_be_read_are_listed_and_counted(folder: Path, monkeyp
 def test_an_error_is_raised_if_no_image_can_be_read(folder: Path) -> None:
     for path in folder.glob("*/*.png"):
         path.write_bytes(b"no image")
-    with pytest.raises(ImageError, match="none of the 30 images") as caught:
+    with pytest.raises(ImageError, match=r"none of the 30 images could be read \(30 unsupported_format\)") as caught:
         measure(predictor_of(), open_labelled(folder))
     assert caught.value.code == "unreadable"
     assert "ant/1.png" in caught.value.hint
@@ -119,6 +121,21 @@ def test_each_model_engine_and_precision_gives_a_row(folder: Path, saved: str) -
     assert (measured[0].confusion.sum(0) > 0).sum() > 2
     assert measured[0].loss == pytest.approx(measured[1].loss, abs=1e-4)
     assert all(len(results.cells(row)) == len(results.HEADER) for row in rows)
+
+
+def test_one_model_is_in_memory_at_a_time(folder: Path, saved: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[weakref.ref[Predictor]] = []
+
+    def load(*arguments: Any, **options: Any) -> Predictor:
+        gc.collect()
+        assert not any(reference() for reference in loaded)
+        predictor = tessella.load(*arguments, **options)
+        loaded.append(weakref.ref(predictor))
+        return predictor
+
+    monkeypatch.setattr(evaluator, "load", load)
+    rows = run(folder, [saved], engine=["eager", "rewritten"])
+    assert len(rows) == len(loaded) == 2
 
 
 def test_the_precision_that_was_used_is_shown(folder: Path, saved: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,6 +64,11 @@ def test_a_confusion_matrix_only_shows_classes_that_occur(drawn: list[Any]) -> N
     report_figures.confusion(counts, [f"class {i}" for i in range(500)])
     names = [label.get_text() for label in drawn[0].axes[0].get_yticklabels()]
     assert names == ["class 3", "class 400"]
+    counts = np.diag(np.arange(500) >= 440).astype(np.int64)
+    report_figures.confusion(counts, [f"class {i}" for i in range(500)])
+    panel = drawn[1].axes[0]
+    labels = (panel.get_ylabel(), panel.get_xlabel())
+    assert labels == tuple(f"{kind} class (index among the 60 that occur)" for kind in ("true", "predicted"))
 
 
 @pytest.mark.parametrize("size", [1, 2, 30, 31, 260])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tessella.data.datasets import open_labelled
-from tessella.errors import UsageError
+from tessella.errors import ImageError, UsageError
 from tessella.evaluation import results
 from tessella.evaluation.classes import match_classes
 from tessella.evaluation.evaluator import measure
@@ -105,7 +105,15 @@ def test_any_real_label_is_correct_and_images_without_one_are_excluded(tmp_path:
     assert len(row.metrics.classes) == 1000
     assert row.dataset == ""  # it is not the complete set
     assert measure(imagenet, images, real=real, dataset="imagenet-real").dataset == "imagenet-real"
-    assert "2 images have no ReaL label" in "\n".join(results.remarks([row]))
+    assert "Without a ReaL label, and excluded: 2 images." in "\n".join(results.remarks([row]))
+    (tmp_path / "val" / SYNSETS[0] / "ILSVRC2012_val_00000003.JPEG").write_bytes(b"no image")
+    images = open_labelled(tmp_path / "val").subset([2, 5])  # without labels
+    with pytest.raises(ImageError, match="no image has a ReaL label") as caught:
+        measure(imagenet, images, real=real)
+    assert caught.value.code == "not_found"
+    real[3 - 1] = [5]
+    with pytest.raises(ImageError, match=r"none of the 1 images could be read \(1 unsupported_format\)"):
+        measure(imagenet, images, real=real)
 
 
 def test_real_labels_need_the_validation_sets_names(folder: Path, tmp_path: Path, imagenet: Predictor) -> None:

@@ -50,6 +50,19 @@ def test_an_evaluation_uses_the_images_that_the_run_held_out(data: Path, run: Ru
     assert images.origin == origin
 
 
+def test_a_validation_split_that_does_not_exist_is_refused(data: Path, run: Run, tmp_path: Path) -> None:
+    """As for a model without a record, unless the run held out some of the images."""
+    folder, _, _ = run
+    make_images(tmp_path / "both", 8, seed=9)
+    for name in (f"local-dir:{folder}", "mixer_s32_224"):
+        with pytest.raises(UsageError, match="has no val split") as caught:
+            choose_images(tmp_path / "both" / "train", [name], "val")
+        assert caught.value.code == "not_found"
+    images, remarks = choose_images(tmp_path / "both", [f"local-dir:{folder}"], "val")
+    assert images.origin == f"{tmp_path / 'both'} (val)"
+    assert remarks == ()
+
+
 def test_evaluating_training_images_is_a_warning(data: Path, run: Run) -> None:
     folder, train, _ = run
     images, (remark,) = choose_images(data, [f"local-dir:{folder}"], "all")

@@ -16,6 +16,7 @@ from tessella.errors import UsageError
 from tessella.evaluation import results
 from tessella.evaluation.evaluator import Evaluation, Trust
 from tessella.evaluation.leakage import open_data
+from tessella.evaluation.report import FailedImage
 from tessella.plots import figures
 
 from .small_data import run
@@ -72,6 +73,14 @@ def test_a_broken_promise_of_a_calibration_is_explained(
     text = " ".join(results.remarks([dataclasses.replace(fake_row("a.x", 0.8, 100.0), trust=same)]))
     assert "the calibration was made from these images" in text
     assert "unlike those of the calibration" not in text
+
+
+def test_few_unreadable_images_are_listed() -> None:
+    failed = tuple(FailedImage(f"{i}.png", "empty", "it has no bytes") for i in range(results.LISTED + 2))
+    lines = list(results.remarks([dataclasses.replace(fake_row("a.x", 0.8, 100.0), failed=failed)]))
+    assert f"{results.LISTED - 1}.png: empty: it has no bytes" in lines
+    assert f"{results.LISTED}.png: empty: it has no bytes" not in lines
+    assert "and 2 more, which the report lists (--out FOLDER)" in lines  # it may not have been written
 
 
 def fake_row(name: str, top1: float, rate: float) -> Evaluation:

@@ -11,7 +11,15 @@ from tessella.evaluation.settings import EvaluationSettings, ProbeSettings
 
 
 @pytest.mark.parametrize(
-    "wrong", [dict(dataset="imagenet-q"), dict(batch_size="8"), dict(transform="slow"), dict(engine=8)]
+    "wrong",
+    [
+        dict(dataset="imagenet-q"),
+        dict(batch_size="8"),
+        dict(transform="slow"),
+        dict(engine=8),
+        dict(engine=[]),
+        dict(precision=()),
+    ],
 )
 def test_invalid_evaluation_settings_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))) as caught:

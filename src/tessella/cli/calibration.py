@@ -121,9 +121,9 @@ def calibrate(
 ) -> None:
     """Fit a model's probabilities to labeled images that it was not trained on.
 
-    Afterwards, `tessella classify` shows probabilities that match how often they are right, the prediction set that
-    contains the true class with the stated coverage, and whether an image probably shows none of the classes. All
-    printed figures are measured on images that the calibration which they are about was not fitted on.
+    Afterwards, `tessella classify` shows probabilities that match how often they are right, a prediction set that
+    contains the true class with the stated coverage, and whether an image probably shows none of the classes. No
+    printed figure is measured on images that were used to fit what it describes.
     """
     from ..calibration import CalibrationSettings
     from ..evaluation import calibrate as run_calibration
@@ -170,8 +170,8 @@ def _print_report(report: CalibrationReport) -> None:
     for remark in report.remarks:
         notice(printable(remark))
     notice(
-        f"measured by cross-validation: {figures.folds} parts, {count_of(figures.repeats, 'time')}; expected: what "
-        "97.5 % of such measurements keep if the promise holds"
+        f"measured by cross-validation: {figures.folds} parts, {count_of(figures.repeats, 'time')}; expected: the "
+        "bound that 97.5 % of such measurements meet if the promise holds"
     )
     echo(printable(f"written to {report.path}"))
 

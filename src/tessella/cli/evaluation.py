@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..engine import ENGINES
-from ..text import printable
+from ..text import count_of, printable
 from .console import Command, echo, echo_json, new_table, notice, print_table, table_of
 from .options import (
     PHOTOGRAPH_MODEL,
@@ -128,11 +128,11 @@ def _print_probe(result: ProbeResult) -> None:
         ("evaluated on", result.val_data, result.linear.count, result.linear.errors),
     ):
         codes = "".join(f", {number:,} {code}" for code, number in errors.items())
-        notice(printable(f"{verb} {count:,} images: {data}{codes}"))
+        notice(printable(f"{verb} {count_of(count, 'image')}: {data}{codes}"))
     if result.threshold:
         echo(
             f"confidence threshold {result.threshold.probability:.3f}: "
-            f"{100 * result.threshold.coverage:.1f} % of {result.linear.count:,} images reach it, "
+            f"{100 * result.threshold.coverage:.1f} % of {count_of(result.linear.count, 'image')} reach it, "
             f"{100 * result.threshold.accuracy:.2f} % of these are correct"
         )
     elif result.asked_accuracy is not None:

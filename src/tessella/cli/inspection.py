@@ -102,7 +102,7 @@ def inspect(
 ) -> None:
     """Find unreadable, duplicate, leaked, mislabeled and odd images before training.
 
-    Copies are found within and across splits, also if they are cropped, mirrored, resized or recompressed. Labels are
+    Copies are found within and across splits, even if they are cropped, mirrored, resized or recompressed. Labels are
     compared with predictions of a classifier that was trained without the image. Nothing is deleted.
     """
     from ..data.all_splits import open_all_splits

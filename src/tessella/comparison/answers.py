@@ -60,7 +60,7 @@ class AnswerAgreement:
 
     share: of the images. kappa: Cohen's kappa, the share beyond what independent answers of the same frequencies would
     reach; None if both models give a single answer. total_variation: mean total variation distance of the
-    probabilities, between 0 and 1, on `judged` images; None if they are not known.
+    softmax probabilities, between 0 and 1, on `judged` images; None if they are not known.
     """
 
     images: int
@@ -73,7 +73,8 @@ class AnswerAgreement:
 class ChangedAnswer(NamedTuple):
     """An image whose answer differs. change: "gained", "lost", or "changed" if both are wrong or there is no label.
 
-    row: position of the image. label: the true class, "" without labels. source: the file.
+    row: position of the image. label: the true class, "" without labels. source: the file. old_probability,
+    new_probability: calibrated if the model is.
     """
 
     change: Change
@@ -123,12 +124,13 @@ def match_answers(old: ComparedModel, new: ComparedModel, images: ComparedImages
     old_K, new_K = sides
     same = bool(old.num_classes) and set(old_K.tolist()) == set(new_K.tolist())
     why = "" if same else _difference(old, new)
-    if images.labels is None:
+    if images.labels is None or not (old.num_classes and new.num_classes):
         return SharedClasses(old_K, new_K, None, same, why)
     try:
         old_C, new_C = (match_classes(images.classes, subject, False).positions for subject in (old, new))
     except UsageError as error:
-        return SharedClasses(old_K, new_K, None, same, f"labels are not used: {error.message}")
+        reasons = (f"labels are not used: {error.message}", why)
+        return SharedClasses(old_K, new_K, None, same, "; ".join(filter(None, reasons)))
     true_C = len(numbers) + np.arange(len(images.classes))
     old_K[old_C], new_K[new_C] = true_C, true_C
     return SharedClasses(old_K, new_K, true_C, same, "")
@@ -137,7 +139,9 @@ def match_answers(old: ComparedModel, new: ComparedModel, images: ComparedImages
 def _difference(old: ComparedModel, new: ComparedModel) -> str:
     for subject in (old, new):
         if not subject.num_classes:
-            return f"{subject.name} has no classifier, so only embeddings are compared"
+            name = subject.name if subject.run is None else f"the run {subject.run}"
+            what = "classifier" if subject.run is None else "classes"
+            return f"{name} has no {what}, so only embeddings are compared"
     return f"{old.name} and {new.name} have different classes, so only embeddings are compared"
 
 
@@ -216,18 +220,20 @@ def changed_answers(
     """
     (old_subject, old_outputs, old_N), (new_subject, new_outputs, new_N) = old, new
     rows = np.flatnonzero(both_N & (old_N != new_N))
+    # in the order of the images, because a run has one shard of its listing in memory
+    names = [(images.items.key(row), images.items.source(row).path) for row in rows.tolist()]
     kinds = np.full(len(rows), CHANGES.index("changed"))
     if images.labels is not None and classes.true is not None:
         true = classes.true[images.labels[rows]]
         kinds[new_N[rows] == true], kinds[old_N[rows] == true] = CHANGES.index("gained"), CHANGES.index("lost")
     for place in np.lexsort((rows, -new_outputs.confidence[rows], kinds)).tolist():
-        row = int(rows[place])
+        row, (key, source) = int(rows[place]), names[place]
         labeled = images.labels is not None and classes.true is not None
         yield ChangedAnswer(
             change=CHANGES[kinds[place]],
             row=row,
-            key=images.items.key(row),
-            source=images.items.source(row).path,
+            key=key,
+            source=source,
             label=images.classes[images.labels[row]] if labeled and images.labels is not None else "",
             old=_label(old_subject.labels, old_outputs.answers[row]),
             old_probability=round(float(old_outputs.confidence[row]), 6),

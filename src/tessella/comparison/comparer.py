@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from ..bulk.run_folder import read_run
 from ..checks import check_path, checked
 from ..errors import ImageError, UsageError
+from ..evaluation.markdown import counts_text
 from ..evaluation.settings import ProgressCallback
 from ..machine import require_fork
 from ..predictor import Predictor
@@ -94,7 +96,8 @@ def _find_images(
         if settings.split is not None:
             raise UsageError("bad_argument", "a split needs labeled images", hint="give them as DATA")
         return open_run_images(Path(runs[0]))
-    return open_images(os.fspath(data), [name for name in names if name not in runs], settings.split)
+    models = [read_run(Path(name))["model"] if name in runs else name for name in names]
+    return open_images(os.fspath(data), models, settings.split)
 
 
 @contextmanager
@@ -120,8 +123,11 @@ def compare_outputs(
     (old_subject, old_outputs), (new_subject, new_outputs) = old, new
     both_N = old_outputs.ok & new_outputs.ok
     if not both_N.any():
-        codes = {**old_outputs.errors, **new_outputs.errors}
-        raise ImageError("unreadable", f"none of the {len(images):,} images has a result of both models ({codes})")
+        old_errors, new_errors = (counts_text(side.errors) or "no errors" for side in (old_outputs, new_outputs))
+        raise ImageError(
+            "unreadable",
+            f"none of the {len(images):,} images has a result of both models (old: {old_errors}; new: {new_errors})",
+        )
     classes = match_answers(old_subject, new_subject, images)
     old_N, new_N = answers_of(old_outputs, classes.old), answers_of(new_outputs, classes.new)
     accuracy = agreement = None

@@ -144,13 +144,18 @@ def open_run_images(out: Path) -> ComparedImages:
 def open_images(data: str | Path, models: Sequence[str], split: Split | None) -> ComparedImages:
     """Open the images of `data`: the inputs of a run, labeled images, or else any images that `tessella run` reads.
 
-    models: names of the models, whose records of training images decide which labeled images are used, as in
-    `evaluate`. split: of labeled images. Raises UsageError `not_found` if there are no images, `bad_argument` if a
-    split is given for unlabeled ones, and the code of the error of a file that cannot be read.
+    models: names of the models, those of runs included, whose records of training images decide which labeled images
+    are used, as in `evaluate`. split: of labeled images. Raises UsageError `not_found` if there are no images,
+    `bad_argument` if a split is given for unlabeled ones, and the code of the error of a file that cannot be read.
     """
     name = os.fsdecode(data)
     if is_run(name):
-        _refuse_split(split, f"{name} is a run, whose inputs have no labels")
+        if split is not None:
+            raise UsageError(
+                "bad_argument",
+                f"split is {split!r}, but {name} is a run, whose inputs have no labels",
+                hint="leave it out, or give labeled images",
+            )
         return open_run_images(Path(name))
     try:
         labeled, notes = choose_images(name, models, split)
@@ -172,11 +177,6 @@ def open_images(data: str | Path, models: Sequence[str], split: Split | None) ->
     unlabeled = open_unlabelled([name])
     note = f"the images are compared without labels: {why}"
     return ComparedImages(unlabeled, name, unlabeled.fingerprint, skipped=unlabeled.skipped, notes=(note,))
-
-
-def _refuse_split(split: Split | None, why: str) -> None:
-    if split is not None:
-        raise UsageError("bad_argument", f"split is {split!r}, but {why}", hint="leave it out, or give labeled images")
 
 
 def iter_sources_at(images: ImageList, positions: Sequence[int] | Ints) -> Iterator[Source]:

@@ -1,6 +1,6 @@
 """What a model gives for the images of a comparison: an answer per image, and the embeddings of a sample.
 
-    FOLDER/part-00000000.npz   the outputs for 256 images, with the fingerprints of model and images
+    FOLDER/part-00000000.npz   the outputs for 256 images, with the fingerprints of model, calibration and images
 
 Images are decoded in isolated processes, as in a bulk run. A part is written when its images are finished, atomically,
 so an interrupted comparison resumes with the first part that is missing. A part of another model or of other images is
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..bulk.run_folder import finished_shards, read_run, read_shard
 from ..bulk.shards import decoder_of
+from ..calibration.storage import calibration_hash
 from ..errors import ImageError, UsageError
 from ..evaluation.settings import ProgressCallback
 from ..pipeline import map_values
@@ -44,8 +45,9 @@ class ModelOutputs:
     """The outputs of a model for N images, in their order.
 
     status: (N,) "ok", or an error code. answers: (N,) index of the most probable class; -1 without one. confidence:
-    (N,) its probability. vectors: (S,D) embeddings of unit length of the sampled images, zeros where the status is not
-    ok. probabilities: (T,K) of images of the sample; None if they are not known.
+    (N,) its probability, calibrated if the model is, as in the rows of a run. vectors: (S,D) embeddings of unit length
+    of the sampled images, zeros where the status is not ok. probabilities: (T,K) softmax for images of the sample; None
+    if it is not known.
     """
 
     status: NDArray[np.str_]
@@ -123,7 +125,12 @@ def compute_outputs(
     Raises OutputError `output_failed`.
     """
     count = len(images)
-    facts = dict(model=predictor.fingerprint, data=images.fingerprint, sample=f"{count} {sample.fingerprint}")
+    facts = dict(
+        model=predictor.fingerprint,
+        calibration="" if predictor.calibration is None else calibration_hash(predictor.calibration),
+        data=images.fingerprint,
+        sample=f"{count} {sample.fingerprint}",
+    )
     starts = range(0, count, PART_IMAGES)
     stored = {start: part for start in starts if (part := _read_part(_path(folder, start), facts))}
     todo = [start for start in starts if start not in stored]
@@ -135,7 +142,7 @@ def compute_outputs(
         pairs = ((i, images.items.source(i)) for i in positions)
         decoded = ((i, image.outcome) for i, image in map_values(decoder.decoded, pairs))
         for i, outcome in predictor.decoded_outputs(decoded, split_batch=False):
-            _add(rows, outcome, bool(in_sample[i]), bool(judged[i]))
+            _add(rows, predictor, outcome, bool(in_sample[i]), bool(judged[i]))
             done += 1
             if progress:
                 progress(label, done, count)
@@ -149,20 +156,23 @@ def compute_outputs(
     return ModelOutputs(**joined)
 
 
-def _add(rows: _StoredRows, outcome: Output | ImageError, sampled: bool, judged: bool) -> None:
+def _add(rows: _StoredRows, predictor: Predictor, outcome: Output | ImageError, sampled: bool, judged: bool) -> None:
     probabilities_K = vector_D = np.zeros(0, np.float32)
+    best, confidence = -1, 0.0
     if isinstance(outcome, ImageError):
         status = outcome.code
     elif not outcome.is_finite:
         status = "non_finite"
     else:
         status = "ok"
-        probabilities_K = softmax(outcome.logits[None])[0] if outcome.logits.size else outcome.logits
         vector_D = l2_normalize(outcome.embedding[None])[0]
-    best = int(probabilities_K.argmax()) if probabilities_K.size else -1
+        if outcome.logits.size:
+            probabilities_K = softmax(outcome.logits[None])[0]
+            best = int(probabilities_K.argmax())
+            confidence = float(predictor.probabilities(outcome.logits[None])[0, best])
     rows.status.append(status)
     rows.answers.append(best)
-    rows.confidence.append(float(probabilities_K[best]) if best >= 0 else 0.0)
+    rows.confidence.append(confidence)
     if sampled:
         rows.vectors.append(vector_D)
     if judged:
@@ -262,6 +272,14 @@ def _run_rows(run: Path) -> Iterator[Iterator[tuple[str, str, int, float, FloatA
         yield zip(contents, state.tolist(), indices, confidences, placed_ND, strict=True)
 
 
+def _has_results(run: Path, subject: ComparedModel) -> bool:
+    """Return whether a run has the embeddings of a model for all inputs, and the classes if the model has any."""
+    facts = read_run(run)
+    if facts["fingerprint"] != subject.fingerprint or (subject.num_classes and not facts["top"]):
+        return False
+    return sum(shard.rows for shard in finished_shards(run)) == facts["rows"]
+
+
 def outputs_of(
     subject: ComparedModel,
     images: ComparedImages,
@@ -273,11 +291,11 @@ def outputs_of(
 ) -> ModelOutputs:
     """Return the outputs of one side: computed, or read from its run.
 
-    The rows of a run are used for a model, too, if the images are its inputs and it has the model's fingerprint.
+    The rows of a run are used for a model, too, if the images are its inputs and it has all results of the model.
     Raises as `compute_outputs` and `read_outputs`.
     """
     run = subject.run
-    if run is None and images.run is not None and read_run(images.run)["fingerprint"] == subject.fingerprint:
+    if run is None and images.run is not None and _has_results(images.run, subject):
         run = images.run
     if run is not None:
         return read_outputs(run, images.contents, sample)

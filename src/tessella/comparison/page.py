@@ -84,8 +84,10 @@ def _summary(comparison: Comparison) -> Iterator[str]:
     yield f'<p class="verdict">{html_text(first[0].upper() + first[1:])}.</p>'
     yield f"<p>{comparison.compared:,} of {count_of(comparison.images, 'image')} have a result of both models.</p>"
     yield "<ul>"
-    for text in (*others, *comparison.notes):
+    for text in others:
         yield f"<li>{html_text(text[0].upper() + text[1:])}.</li>"
+    for note in comparison.notes:  # as they are, because they may begin with the name of a model or a file
+        yield f"<li>{html_text(note)}</li>"
     yield "</ul>"
     yield from _table(("figure", "old", "new", "change"), [row for row in side_rows(comparison) if row[0]])
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from ..checks import as_path
 from ..errors import UsageError
+from ..evaluation.markdown import counts_text
 from ..results import FloatArray
 from ..search.alignments import SUFFIX, Alignment, Making
 from ..storage import check_output
@@ -27,6 +28,7 @@ SAME_NEIGHBORS = 0.8  # as the gate of int8 requires
 # of the same class. A model keeps 92 % of its neighbors with itself in int8, and 99 % in bfloat16. Nothing measured
 # lies between; half means that more of the results stay than change. `scripts/bench compare` measures it.
 LEAST_KEPT = 0.5
+LEAST_P = 1e-300  # smaller p-values may be computed as 0, such as that of 3,000 gained and 300 lost images
 
 
 class SubjectFacts(NamedTuple):
@@ -89,11 +91,13 @@ class Comparison:
         path = check_output(as_path("the alignment", path), (SUFFIX,))
         figures, matrix = self.alignment, self.matrix
         if figures is None or matrix is None:
+            needed = images_needed(self.old.width, self.new.width)
+            enough = self.compared >= needed  # but their embeddings were compared for a sample only
             raise UsageError(
                 "alignment_refused",
-                f"{self.compared:,} images are too few to fit and to judge an alignment of embeddings with "
-                f"{self.old.width} and {self.new.width} dimensions",
-                hint=f"give at least {images_needed(self.old.width, self.new.width):,} images",
+                f"{'the sampled ones of ' if enough else ''}{self.compared:,} images are too few to fit and to judge "
+                f"an alignment of embeddings with {self.old.width} and {self.new.width} dimensions",
+                hint=f"use ComparisonSettings(sampled={needed})" if enough else f"give at least {needed:,} images",
             )
         if figures.kept < LEAST_KEPT:
             raise UsageError(
@@ -168,7 +172,7 @@ def _agreement_texts(comparison: Comparison) -> Iterator[str]:
 def _accuracy_verdict(comparison: Comparison, accuracy: AccuracyChange) -> str:
     change = accuracy.change
     interval = f"{100 * CONFIDENCE:.0f} % interval {points(change.low)} to {points(change.high)}"
-    measured = f"{points(change.difference)} points ({interval}), p = {p_text(change.p_value)}"
+    measured = f"{points(change.difference)} points ({interval}), p {p_text(change.p_value)}"
     if not comparison.changed:
         return f"all answers are the same; on other images, the difference may be up to {points(change.high)} points"
     if change.p_value >= 1 - CONFIDENCE:
@@ -191,8 +195,8 @@ def points(value: float) -> str:
 
 
 def p_text(value: float) -> str:
-    """Return a p-value with two significant digits."""
-    return "1" if value == 1 else f"{value:.2g}"
+    """Return a p-value with two significant digits, after "=", or "<" for one too small for a floating-point number."""
+    return f"= {value:.2g}" if value >= LEAST_P else f"< {LEAST_P:g}"
 
 
 def side_rows(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
@@ -207,7 +211,7 @@ def side_rows(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
             points(accuracy.change.difference),
         )
     if old.errors or new.errors:
-        yield "images without a result", _errors(old.errors), _errors(new.errors), ""
+        yield "images without a result", counts_text(old.errors) or "0", counts_text(new.errors) or "0", ""
     if speed is not None:
         ratio = f"{speed.ratio:.2f}x"
         yield "images/s", f"{speed.old:.4g}", f"{speed.new:.4g}", f"{ratio} ({speed.lowest:.2f} to {speed.highest:.2f})"
@@ -220,10 +224,6 @@ def side_rows(comparison: Comparison) -> Iterator[tuple[str, str, str, str]]:
         yield "transform, policy", f"{old.transform}, {old.policy}", f"{new.transform}, {new.policy}", ""
     yield "run" if old.run or new.run else "", old.run, new.run, ""
     yield "fingerprint", old.fingerprint, new.fingerprint, ""
-
-
-def _errors(errors: dict[str, int]) -> str:
-    return ", ".join(f"{count:,} {code}" for code, count in errors.items()) or "0"
 
 
 def _millions(count: int | None) -> str:

@@ -29,6 +29,7 @@ from ..weights.catalogue import default_model
 from .calibration_figures import CalibrationFigures, measure_figures
 from .classes import match_classes
 from .leakage import Split, find_recorded, folder_of_model, open_data, read_image_record
+from .markdown import counts_text
 from .metrics import Ints
 from .settings import ProgressCallback
 
@@ -223,12 +224,14 @@ def outputs_of(
 ) -> tuple[LabeledOutputs, dict[str, int]]:
     """Return the outputs for the images that can be read, and the number of others by error code.
 
-    labels_N: index of the true class of each image (N,). Raises ImageError `unreadable` if no image can be read.
+    labels_N: index of the true class of each image (N,). task: what the images are, for progress and errors.
+    Raises ImageError `unreadable` if no image can be read.
     """
     logits: list[FloatArray] = []
     embeddings: list[FloatArray] = []
     kept: list[int] = []
     errors: Counter[str] = Counter()
+    first = ""  # message of the first error
     for place, outcome in enumerate(predictor.outputs(sources)):
         if isinstance(outcome, Output) and outcome.is_finite:
             logits.append(outcome.logits)
@@ -236,10 +239,15 @@ def outputs_of(
             kept.append(place)
         else:
             errors[outcome.code if isinstance(outcome, ImageError) else "non_finite"] += 1
+            first = first or (outcome.message if isinstance(outcome, ImageError) else "the outputs are not finite")
         if progress:
             progress(task or predictor.name, place + 1, len(labels_N))
     if not kept:
-        raise ImageError("unreadable", f"none of the {len(labels_N):,} images could be read ({dict(errors)})")
+        raise ImageError(
+            "unreadable",
+            f"none of the {task or 'images'} could be read ({counts_text(errors)})",
+            hint=f"the first error: {first}" if first else "",
+        )
     return LabeledOutputs(np.stack(logits), np.stack(embeddings), labels_N[kept]), dict(errors)
 
 
@@ -250,8 +258,8 @@ def _remarks(calibration: Calibration) -> Iterable[str]:
         yield "the detection of unknown images was not measured: --unknown takes images of none of the classes"
     if np.isinf(unknown.threshold):
         yield (
-            f"no image will be called unknown: a threshold for {unknown.false_alarms:.3g} false alarms needs "
-            f"{images_needed(1 - unknown.false_alarms):,} images, {len(unknown.scores):,} were left for it"
+            f"no image will be called unknown: a threshold for a false-alarm rate of {unknown.false_alarms:.3g} needs "
+            f"{images_needed(1 - unknown.false_alarms):,} images, and only {len(unknown.scores):,} were left for it"
         )
     if missing := int(np.isinf(sets.thresholds).sum()):
         yield (

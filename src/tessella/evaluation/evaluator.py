@@ -33,6 +33,7 @@ from .calibration_figures import calibrated_logits, expected_share
 from .classes import ClassMapping, match_classes
 from .imagenet import REAL, REAL_IMAGES, find_published, read_real_labels, real_positions, recognize
 from .leakage import Split, choose_images
+from .markdown import counts_text
 from .metrics import Answers, Ints, Metrics, join, judge, metrics_of
 from .report import FailedImage
 from .settings import EvaluationSettings, ProgressCallback
@@ -47,10 +48,11 @@ LabelOf: TypeAlias = Callable[[int, FloatArray], int]  # (position of an image, 
 class Trust:
     """How a calibration judged the images, as shares from 0 to 1.
 
-    coverage: images whose prediction set has the true class, None if the data restrict the classes; promised: the same,
-    as it was promised; least_coverage: what 97.5 % of measurements with this many images keep if the promise holds.
-    set_size: mean number of classes in a set. unknown: images that were called unknown; false_alarms and most_unknown:
-    the largest share of images of the classes that was promised, and that is expected in 97.5 % of measurements.
+    coverage: images whose prediction set has the true class, None if the data restrict the classes; promised: the
+    coverage that was promised; least_coverage: the coverage that 97.5 % of measurements with this many images reach if
+    the promise holds. set_size: mean number of classes in a set. unknown: images that were called unknown;
+    false_alarms: the largest share that was promised for images of the classes; most_unknown: the share that 97.5 % of
+    measurements do not exceed if the promise holds.
     same_images: whether the calibration was made from exactly these images, which makes its figures too good.
     """
 
@@ -119,7 +121,7 @@ def measure(
 
     real: labels from `read_real_labels`. dataset, restrict: see `EvaluationSettings`. progress: see `evaluate`.
     Raises UsageError `bad_argument` if the classes do not match, ImageError `unreadable` if no image can be read,
-    `not_found` if there are none, and WeightsError `non_finite`.
+    `not_found` if there are none, or none with a ReaL label, and WeightsError `non_finite`.
     """
     classes = images.classes if real is None else labels_for("imagenet-1k").synsets
     mapping = match_classes(classes, predictor, restrict)
@@ -138,11 +140,7 @@ def measure(
     seconds = time.perf_counter() - started
     errors = dict(Counter(image.code for image in failed))
     if not len(answers.label):
-        raise ImageError(
-            "unreadable" if failed else "not_found",
-            f"none of the {len(images):,} images could be read ({errors})" if failed else "there are no images",
-            hint=f"the first is {failed[0].key!r}: {failed[0].message}" if failed else "",
-        )
+        raise _no_answers(images, failed, errors)
     return Evaluation(
         model=predictor.name,
         engine=predictor.plan.engine,
@@ -159,6 +157,17 @@ def measure(
         trust=trust,
         conditions=_conditions(predictor, images),
     )
+
+
+def _no_answers(images: LabelledImages, failed: Sequence[FailedImage], errors: Mapping[str, int]) -> ImageError:
+    """Return the error for data without an image to measure: unreadable ones, ones without a ReaL label, or none."""
+    if failed:
+        return ImageError(
+            "unreadable",
+            f"none of the {len(failed):,} images could be read ({counts_text(errors)})",
+            hint=f"the first is {failed[0].key!r}: {failed[0].message}",
+        )
+    return ImageError("not_found", "no image has a ReaL label" if len(images) else "there are no images")
 
 
 def _warm_up(predictor: Predictor, images: int) -> None:
@@ -381,29 +390,39 @@ def _evaluate_all(
     failures: list[TessellaError] = []
     for combination in combinations:
         try:
-            predictor = combination.load(settings)
-            evaluation = measure(
-                predictor, images, real=real, dataset=settings.dataset, restrict=settings.restrict, progress=progress
-            )
+            evaluation = _evaluate_one(combination, images, settings, real, progress)
         except TessellaError as error:
             failures.append(error)
             if len(failures) == len(combinations):
                 raise failures[0] from None
-            yield Evaluation(
+            evaluation = Evaluation(
                 model=_name_of(combination.model),
                 status=error.code,
                 note=str(error),
                 engine=combination.engine,
                 precision=combination.precision,
             )
-            continue
-        if settings.checkpoint_path:
-            evaluation = dataclasses.replace(evaluation, published=None)
-        if combination.precision not in ("auto", FAST, evaluation.precision):
-            _, value, reason = predictor.plan.choice("precision")
-            note = f"not {combination.precision}: {value}: {reason}"
-            evaluation = dataclasses.replace(evaluation, note=note)
         yield evaluation
+
+
+def _evaluate_one(
+    combination: _Combination,
+    images: LabelledImages,
+    settings: EvaluationSettings,
+    real: Sequence[Sequence[int]] | None,
+    progress: ProgressCallback | None,
+) -> Evaluation:
+    """Load a model and measure it; when this returns, the model is released, before the next one is loaded."""
+    predictor = combination.load(settings)
+    evaluation = measure(
+        predictor, images, real=real, dataset=settings.dataset, restrict=settings.restrict, progress=progress
+    )
+    if settings.checkpoint_path:
+        evaluation = dataclasses.replace(evaluation, published=None)
+    if combination.precision not in ("auto", FAST, evaluation.precision):
+        _, value, reason = predictor.plan.choice("precision")
+        evaluation = dataclasses.replace(evaluation, note=f"not {combination.precision}: {value}: {reason}")
+    return evaluation
 
 
 def _name_of(model: str | Predictor) -> str:

@@ -25,7 +25,7 @@ def confusion(counts_KK: Ints, classes: Sequence[str]) -> bytes:
     """Draw a (K,K) confusion matrix: rows are true classes, columns predicted ones.
 
     Up to 30 classes are shown with names and counts; more are shown as a heat map, with the most frequently confused
-    pairs beside it. If there are more than 30, classes that do not occur are omitted.
+    pairs beside it. If there are more than 30, classes that do not occur are omitted, and the others are renumbered.
     """
     if len(classes) > NAMED_CLASSES:
         occurring = np.flatnonzero(counts_KK.any(0) | counts_KK.any(1))
@@ -66,8 +66,8 @@ def _large_confusion(counts_KK: Ints, classes: Sequence[str]) -> bytes:
     norm = require("matplotlib.colors", "drawing figures").PowerNorm(0.4, 0, 100)
     image = panel.imshow(100 * fractions, cmap="Blues", norm=norm, extent=(0, size, size, 0), interpolation="nearest")
     grouped = f", {per_cell} classes per cell" if per_cell > 1 else ""
-    panel.set_xlabel(f"predicted class (index{grouped})")
-    panel.set_ylabel("true class (index)")
+    panel.set_xlabel(f"predicted class (index among the {size:,} that occur{grouped})")
+    panel.set_ylabel(f"true class (index among the {size:,} that occur{grouped})")
     figure.colorbar(image, ax=panel, shrink=0.8, label="fraction of the true class (%)")
     _draw_confused_pairs(bars, counts_KK, classes)
     return render(figure)

@@ -231,6 +231,8 @@ def _without_trained(
         return ChosenImages(
             images.subset(kept, origin), (*remarks, f"{origin} (--split all evaluates all {len(images):,})")
         )
+    if split == "val":
+        images = open_data(data, split)  # raises an error if the data has no such split, as for other models
     if split == "train" and trained.any() and held_out.any():
         origin = f"the {trained.sum():,} images of {data} that {models} {was} trained on"
         remark = f"warning: --split train: {origin}, so the figures are too high"

@@ -1,4 +1,4 @@
-"""Format reports: Markdown tables, percentages and JSON."""
+"""Format reports: Markdown tables, percentages, counts and JSON."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from ..text import finite
 def percent(fraction: float | None) -> str:
     """Return 0.1234 as "12.34 %", None as ""."""
     return "" if fraction is None else f"{100 * fraction:.2f} %"
+
+
+def counts_text(counts: Mapping[str, int]) -> str:
+    """Return numbers of images by error code as "3 empty, 2 unsupported_format"."""
+    return ", ".join(f"{count:,} {code}" for code, count in counts.items())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from ..plots.figures import SHEET, contact_sheet, curves, draw_or_warn, plain, t
 from ..storage import create_output_folder, remove_file, write_bytes
 from ..text import encode_text
 from .figures import calibration, confusion, coverage_curve
-from .markdown import escape_line, json_bytes, percent, table
+from .markdown import counts_text, escape_line, json_bytes, percent, table
 from .metrics import Answers, Metrics, as_dict, confused, coverage, worst_mistakes
 
 LISTED_CLASSES = 50  # longer tables of classes show those with the lowest F1
@@ -118,7 +118,7 @@ def write_report(
 
 
 def _write_figures(folder: Path, draws: Mapping[str, Callable[[], bytes]]) -> list[str]:
-    """Write the figures that can be drawn, delete old versions of the others, and return the names."""
+    """Write the figures that can be drawn, delete old versions of those that cannot, and return the names."""
     drawn = []
     for name, draw in draws.items() if warn_without_matplotlib() else ():
         if data := draw_or_warn(f"{name} of the report", draw):
@@ -158,7 +158,7 @@ def describe_errors(measured: Metrics) -> str:
     """Return a sentence about the images that could not be read, and how they are counted."""
     if not measured.errors:
         return f"All {measured.total:,} images were read."
-    codes = ", ".join(f"{count:,} {code}" for code, count in measured.errors.items())
+    codes = counts_text(measured.errors)
     top5 = "" if measured.top5_of_all is None else f" and top-5 {percent(measured.top5_of_all)}"
     return (
         f"{measured.total - measured.count:,} of {measured.total:,} images could not be read ({codes}) and are "

@@ -10,7 +10,7 @@ from ..errors import UsageError
 from ..plots.figures import STYLES, draw_or_warn, label_point, new_figure, plain, render, style_speed_axis
 from ..records import csv_table, short_name, slug
 from ..storage import write_bytes
-from ..text import encode_text
+from ..text import count_of, encode_text
 from .evaluator import Evaluation, Trust
 from .markdown import escape_line, json_bytes, percent, table
 from .report import ReportHeader, describe_errors, prepare_folder, write_report
@@ -114,9 +114,9 @@ def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
         for image in first.failed[:LISTED]:
             yield f"{image.key}: {image.code}: {image.message}"
         if len(first.failed) > LISTED:
-            yield f"and {len(first.failed) - LISTED:,} more, listed in report.json"
+            yield f"and {len(first.failed) - LISTED:,} more, which the report lists (--out FOLDER)"
         if first.unlabelled:
-            yield f"{first.unlabelled:,} images have no ReaL label and are excluded."
+            yield f"Without a ReaL label, and excluded: {count_of(first.unlabelled, 'image')}."
     for row, _ in measured:
         if row.trust is not None:
             yield f"{row.model}, {row.precision}: {_trust_text(row.trust)}."

@@ -47,6 +47,9 @@ class EvaluationSettings:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name, values in (("engine", self.engine), ("precision", self.precision)):
+            if not values:
+                raise UsageError("bad_argument", f"{name} is {values!r}, expected at least one, such as 'auto'")
         if self.dataset not in (None, "none", *SETS):
             raise UsageError(
                 "bad_argument", f"dataset is {self.dataset!r}", hint=f"choose from none, {', '.join(SETS)}"
