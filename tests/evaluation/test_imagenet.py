@@ -105,7 +105,7 @@ def test_any_real_label_is_correct_and_images_without_one_are_excluded(tmp_path:
     assert len(row.metrics.classes) == 1000
     assert row.dataset == ""  # it is not the complete set
     assert measure(imagenet, images, real=real, dataset="imagenet-real").dataset == "imagenet-real"
-    assert "Without a ReaL label, and excluded: 2 images." in "\n".join(results.remarks([row]))
+    assert "2 images without a ReaL label are excluded." in "\n".join(results.remarks([row]))
     (tmp_path / "val" / SYNSETS[0] / "ILSVRC2012_val_00000003.JPEG").write_bytes(b"no image")
     images = open_labelled(tmp_path / "val").subset([2, 5])  # without labels
     with pytest.raises(ImageError, match="no image has a ReaL label") as caught:

@@ -116,7 +116,8 @@ def remarks(rows: Sequence[Evaluation]) -> Iterator[str]:
         if len(first.failed) > LISTED:
             yield f"and {len(first.failed) - LISTED:,} more, which the report lists (--out FOLDER)"
         if first.unlabelled:
-            yield f"Without a ReaL label, and excluded: {count_of(first.unlabelled, 'image')}."
+            verb = "is" if first.unlabelled == 1 else "are"
+            yield f"{count_of(first.unlabelled, 'image')} without a ReaL label {verb} excluded."
     for row, _ in measured:
         if row.trust is not None:
             yield f"{row.model}, {row.precision}: {_trust_text(row.trust)}."
