@@ -45,3 +45,15 @@ def interrupt_on_sigterm() -> None:
     with contextlib.suppress(ValueError):  # only the main thread can set handlers
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def raise_interrupt_behind(error: BaseException) -> None:
+    """Raise KeyboardInterrupt if an interrupt led to this error.
+
+    An extension module that is interrupted while it is imported raises an ImportError instead, "initialization failed".
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        behind = behind.__cause__ or behind.__context__

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from ..signals import interrupt_on_sigterm
+from ..signals import interrupt_on_sigterm, raise_interrupt_behind
 
 
 def main() -> None:
@@ -13,7 +13,11 @@ def main() -> None:
         interrupt_on_sigterm()
         from .program import main as run
 
-        run()
+        try:
+            run()
+        except Exception as error:
+            raise_interrupt_behind(error)
+            raise
     except KeyboardInterrupt:
         if sys.stderr is not None:
             print("interrupted", file=sys.stderr)

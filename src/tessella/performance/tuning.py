@@ -23,6 +23,7 @@ from ..engine.tuned import Tuned, Workload, records_folder, save_tuned
 from ..errors import TessellaError, UsageError, WeightsError
 from ..inputs import AnyImage
 from ..pipeline import ImageReader
+from ..signals import raise_interrupt_behind
 from ..storage import check_writable
 from ..weights.network import AnyModel, Network, as_network
 
@@ -285,6 +286,7 @@ class _Opener:
             ready.warm_up()
             ready.measure()
         except Exception as error:  # if a runtime fails with any exception, the others are still measured
+            raise_interrupt_behind(error)
             row.note = error.message if isinstance(error, TessellaError) else f"{type(error).__name__}: {error}"[:200]
             row.seconds.clear()
             return None
