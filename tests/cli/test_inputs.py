@@ -70,3 +70,14 @@ def test_a_bulk_run(messy: Path) -> None:
     assert {row["key"]: row["status"] for row in rows} == STATUS
     _, err = run("classify", "photos", cwd=messy)  # the run is not read as data
     assert "skipped 1 output of Tessella, such as photos/run" in err
+
+
+def test_a_list_without_its_sign_is_explained(messy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(messy)
+    Path("list.csv").write_text("photos/a.png\nphotos/b.png\n")
+    for command in (["classify"], ["run", "--out", "run"]):
+        _, err = run(*command, "list.csv", status=3)
+        assert "if it lists inputs, one per line, give '@list.csv' instead" in err
+    _, err = run("run", "@list.csv", "--out", "other")
+    assert "2 inputs, 2 rows" in err
+    assert "instead" not in err
