@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
 import re
+import shlex
 from collections.abc import Callable
 
 import numpy as np
@@ -161,6 +163,26 @@ def test_hidden_characters_are_shown_as_in_the_terminal(site: StandIn, visit: Op
         f"import('{opened.module('text.js')}').then(({{ printable }}) => {json.dumps(texts)}.map(printable))"
     )
     assert found == [printable(text) for text in texts]
+
+
+def test_a_copied_request_has_no_hidden_characters_and_means_the_same(site: StandIn, visit: Open) -> None:
+    opened = visit(site.url)
+    label = "photo\u202egpj.exe\u2066\ufeff\u00ad"
+    request = dict(method="POST", url=f"{site.url}/v1/index/select", json=dict(filter=dict(label=[label]), name="a'b"))
+    written = opened.page.evaluate(
+        f"""Promise.all(['{opened.module("snippets.js")}'].map((path) => import(path))).then(([snippets]) => {{
+          const request = {json.dumps(request)};
+          return ["curlCommand", "pythonProgram", "jsonText"].map((name) => snippets[name](request, null, 2));
+        }})"""
+    )
+    assert not any(character in text for text in written for character in label if not character.isascii())
+    curl, program, answer = written
+    assert json.loads(answer) == request
+    body = shlex.split(curl.replace("\\\n", ""))[-1]
+    assert json.loads(body) == request["json"]
+    sent = re.search(r"json=(.*),\n\)", program)
+    assert sent is not None
+    assert ast.literal_eval(sent[1]) == request["json"]
 
 
 def test_metadata_of_an_image(site: StandIn, visit: Open) -> None:
