@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tessella.text import count_of, encode_text, escape, escape_line, finite, printable, unescape
+from tessella.text import count_of, encode_text, escape, escape_line, finite, html_text, printable, unescape
 
 NAMES = st.one_of(
     st.text(st.characters()),  # lone surrogates included
@@ -67,6 +67,21 @@ def test_printable_text_has_no_control_characters(name: str) -> None:
 )
 def test_markdown_has_no_control_characters(text: str, markdown: str) -> None:
     assert escape_line(text) == markdown
+
+
+@pytest.mark.parametrize(
+    ("text", "markup"),
+    [
+        ("<b> & 'c'", "&lt;b&gt; &amp; &#x27;c&#x27;"),
+        ("a\u202egpj.exe", r"a\u202egpj.exe"),
+        ("\u05d7\u05ea 92.3 %", "\u2068\u05d7\u05ea\u2069 92.3 %"),
+        ("a \u0635\u0648 \u0631\u0629 12.jpg", "a \u2068\u0635\u0648 \u0631\u0629\u2069 12.jpg"),
+        ("\u05d0 or \u05d1", "\u2068\u05d0\u2069 or \u2068\u05d1\u2069"),
+        ("\u2068a\u2069", r"\u2068a\u2069"),
+    ],
+)
+def test_html_text(text: str, markup: str) -> None:
+    assert html_text(text) == markup
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (2_000, "2,000 rows")])

@@ -1,4 +1,4 @@
-"""Handle the signals that ask a long run to stop, so that it can finish the current step and save its state."""
+"""Handle the signals that ask a command to stop, so that it can save its state and remove its temporary files."""
 
 from __future__ import annotations
 
@@ -35,3 +35,25 @@ class GracefulStop:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+
+def interrupt_on_sigterm() -> None:
+    """Let SIGTERM raise KeyboardInterrupt, as Ctrl-C does, so that a command removes its temporary files.
+
+    A signal that has a handler already, or that the caller of the process ignores, stays as it is.
+    """
+    with contextlib.suppress(ValueError):  # only the main thread can set handlers
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+def raise_interrupt_behind(error: BaseException) -> None:
+    """Raise KeyboardInterrupt if an interrupt led to this error.
+
+    An extension module that is interrupted while it is imported raises an ImportError instead, "initialization failed".
+    """
+    behind: BaseException | None = error
+    while behind is not None:
+        if isinstance(behind, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        behind = behind.__cause__ or behind.__context__

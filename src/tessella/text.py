@@ -14,6 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 # an absolute path, or one from the home or parent folder, up to its last name; "s3://" is none
 _FOLDERS = re.compile(r"(?<![^\s\"'(=:])(?:~[\w.-]*|\.\.?(?:/\.\.)*)?/(?!/)(?:[^\s/](?:[^/\n]*[^\s/])?/)*(?=[^\s/])")
+# words in Hebrew, Arabic and other scripts that are written from right to left
+_R = "\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe\U00010800-\U00010fff\U0001e800-\U0001efff"
+_RIGHT_TO_LEFT = re.compile(rf"[{_R}](?:[{_R}\s.,'\"-]*[{_R}])?")
 _ESCAPED = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4}))")
 
 
@@ -108,8 +111,11 @@ def count_of(count: int, noun: str) -> str:
 
 
 def html_text(value: object) -> str:
-    """Return text for an HTML page: escaped, without control characters."""
-    return html.escape(printable(str(value)))
+    """Return text for an HTML page: escaped, without control characters.
+
+    Words that are written from right to left are isolated, so that they do not move the numbers beside them.
+    """
+    return html.escape(_RIGHT_TO_LEFT.sub("\u2068\\g<0>\u2069", printable(str(value))))
 
 
 def html_table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> str:

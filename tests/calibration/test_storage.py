@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from tessella.calibration import read_calibration, write_calibration
 from tessella.calibration.calibration import Calibration
 from tessella.calibration.detectors import KINDS, DetectorKind
-from tessella.calibration.storage import calibration_bytes, calibration_hash
+from tessella.calibration.storage import calibration_bytes, calibration_hash, check_destination
 from tessella.errors import OutputError, UsageError, WeightsError
 from tessella.fingerprint import arrays_hash
 
@@ -244,3 +244,16 @@ def test_a_failed_write_keeps_the_file_before(tmp_path: Path, monkeypatch: pytes
         write_calibration(path, made_calibration(60))
     assert path.read_bytes() == before
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_weights_are_not_replaced_by_a_calibration(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(dict(weight=np.zeros(3, np.float32)), weights, {"format": "pt"})
+    with pytest.raises(UsageError, match="exists and is not a calibration") as caught:
+        check_destination(weights)
+    assert caught.value.code == "bad_argument"
+    made = write_calibration(tmp_path / "made.safetensors", made_calibration(40))
+    assert check_destination(made) == made
+    for damaged in (b"", b"\xff" * 40, made.read_bytes()[:50]):  # a damaged one can be made again
+        made.write_bytes(damaged)
+        assert check_destination(made) == made

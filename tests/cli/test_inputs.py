@@ -8,6 +8,7 @@ import os
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -70,3 +71,41 @@ def test_a_bulk_run(messy: Path) -> None:
     assert {row["key"]: row["status"] for row in rows} == STATUS
     _, err = run("classify", "photos", cwd=messy)  # the run is not read as data
     assert "skipped 1 output of Tessella, such as photos/run" in err
+
+
+def test_a_list_without_its_sign_is_explained(messy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(messy)
+    Path("list.csv").write_text("photos/a.png\nphotos/b.png\n")
+    for command in (["classify"], ["run", "--out", "run"]):
+        _, err = run(*command, "list.csv", status=3)
+        assert "if it lists inputs, one per line, give '@list.csv' instead" in err
+    _, err = run("run", "@list.csv", "--out", "other")
+    assert "2 inputs, 2 rows" in err
+    assert "instead" not in err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["classify", "a.parquet", "--out", "a.parquet"],
+        ["embed", "photos/a.png", "a.parquet", "--out", "./photos/../a.parquet"],
+        ["explain", "photos/a.png", "--out", "photos/a.png"],
+        ["run", "@list.csv", "--out", "run", "--bad-inputs", "list.csv"],
+        ["search", "run", "photos/a.png", "--sheet", "photos/a.png"],
+        ["calibrate", "a.parquet", "--out", "link.parquet"],
+        ["inspect", "list.csv", "--out", "report", "--write-list", "list.csv"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_an_input_is_not_replaced_by_the_result(
+    messy: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(messy)
+    Path("list.csv").write_text("photos/a.png\nphotos/b.png\n")
+    pq.write_table(pa.table(dict(image=[Path("photos/a.png").read_bytes()])), "a.parquet")
+    Path("link.parquet").symlink_to("a.parquet")
+    Path("run").mkdir()
+    before = {path: path.read_bytes() for path in (Path("list.csv"), Path("a.parquet"), Path("photos/a.png"))}
+    _, err = run(*command, status=2)
+    assert "is an input, and would be replaced by the result" in err
+    assert {path: path.read_bytes() for path in before} == before

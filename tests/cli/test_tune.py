@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
+import json
 import os
 from pathlib import Path
 
 import pytest
 
-from tessella.cli.performance import _explain, _print_tuning
+from tessella.cli.performance import _explain, _print_json, _print_tuning
 from tessella.engine.tuned import Tuned
 from tessella.performance.tuning import Tuning, TuningRow
 
@@ -53,6 +55,20 @@ def test_an_agreement_that_was_not_measured_is_said(capsys: pytest.CaptureFixtur
 def test_results_in_float32_need_no_explanation(capsys: pytest.CaptureFixture[str]) -> None:
     _explain(result("float32"))
     assert "differ" not in capsys.readouterr().err
+
+
+def test_an_uncertain_choice_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    done = result("float32")
+    latency = done.rows[0]
+    latency.seconds[:] = [0.010, 0.011, 0.015, 0.016]
+    done.rows.append(dataclasses.replace(latency, engine="rewritten", seconds=[0.011] * 4))
+    _explain(done)
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "the choice for latency is uncertain: round times differ by 60 %, and the next candidate is 10 % slower; run "
+        "the command again when the machine is idle"
+    )
+    _print_json(done)
+    assert list(json.loads(capsys.readouterr().out)["doubts"]) == ["latency"]
 
 
 def test_engines_without_their_packages_are_not_in_the_table(

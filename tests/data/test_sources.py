@@ -49,6 +49,26 @@ def test_a_named_file_is_accepted_whatever_its_suffix(tree: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("suffix", ["csv", "TSV", "txt", "lst", "list"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_that_is_given_as_an_image_is_explained(tree: Path, suffix: str, encoding: str) -> None:
+    name = f"images.{suffix}"
+    Path(name).write_text("photos/a1.jpg\nphotos/ä.jpg\n", encoding)
+    (source,) = iter_sources([name])
+    with pytest.raises(ImageError, match="is a text file") as caught:
+        source.read()
+    assert caught.value.code == "unsupported_format"
+    assert f"give '@{name}' instead" in caught.value.message
+    assert keys(f"@{name}") == ["photos/a1.jpg", "photos/ä.jpg"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xd8\xff\xe0", b"GIF89a", b"<svg xmlns=''/>", b"\0\1\2\3", bytes(600)])
+def test_other_files_with_the_suffix_of_a_list_are_read(tree: Path, content: bytes) -> None:
+    Path("a.txt").write_bytes(content)
+    (source,) = iter_sources(["a.txt"])
+    assert source.read() == content
+
+
 def test_globs(tree: Path) -> None:
     assert keys("photos/*.jpg") == ["photos/a1.jpg", "photos/a2.jpg", "photos/a10.jpg"]
     assert keys("photos/a[12].jpg") == ["photos/a1.jpg", "photos/a2.jpg"]

@@ -113,6 +113,36 @@ def test_a_small_gain_is_not_chosen() -> None:
     assert "20 images/s, 2.00 times that of rewritten float32; 3 alternating rounds" in best.reason
 
 
+STEADY, NOISY = [1.0, 1.0, 1.01, 1.01, 1.02], [1.0, 1.01, 1.2, 1.4, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("winner", "other", "doubt"),
+    [
+        (STEADY, [1.0, 1.0, 1.02, 1.02, 1.02], ""),  # a tie in which no choice is wrong
+        (NOISY, [1.1] * 5, "round times differ by 39 %, and the next candidate is 9 % slower"),
+        (NOISY, [1.0] * 5, "round times differ by 39 %, and the next candidate is as fast"),
+        (STEADY, [1.1, 1.1, 1.3, 1.4, 1.5], "round times differ by 27 %, and the next candidate is 10 % slower"),
+        (NOISY, [1.5] * 3, ""),  # clearly slower
+        (
+            [1.0, 2.0],
+            [4.0] * 3,
+            "round times differ by 100 %, and the next candidate is 300 % slower",
+        ),  # excluded by chance?
+        (STEADY, [0.98] * 3, ""),  # its gain is too small to matter
+        (NOISY, [], ""),
+    ],
+)
+def test_a_choice_that_noise_can_change_is_uncertain(winner: list[float], other: list[float], doubt: str) -> None:
+    rows = [TuningRow("latency", name, "float32", "", 1, 1, times) for name, times in (("a", winner), ("b", other))]
+    rows.append(TuningRow("throughput", "c", "float32", "", 2, 8, [0.5]))
+    winners = {row.mode: Tuned(row.engine, row.precision, "", row.streams, row.batch_size, "") for row in rows[::2]}
+    done = Tuning(rows, winners, Path("record.json"))
+    assert done.doubt("latency").endswith(doubt)
+    assert bool(done.doubt("latency")) == bool(doubt)
+    assert done.doubt("throughput") == ""
+
+
 def test_candidates_beyond_the_time_limit_are_listed(monkeypatch: pytest.MonkeyPatch) -> None:
     done = tune(model(), seconds=1e-6)
     assert any(row.note == "not measured: the time limit was reached" for row in done.rows)

@@ -28,3 +28,12 @@ def test_a_page_needs_no_drawing_library_and_a_failed_sheet_gives_a_warning(
     write_sheet(tmp_path / "sheet.png", [Panel(pixels, ("noise",))], "Noise")
     assert "sheet.png was not drawn: OSError: no fonts" in caplog.text
     assert not (tmp_path / "sheet.png").exists()
+
+
+def test_no_text_of_a_page_has_hidden_characters(tmp_path: Path) -> None:
+    pixels = np.zeros((5, 7, 3), np.uint8)
+    name = "photo\u202egpj.exe\udcff"
+    write_sheet(tmp_path / "sheet.html", [Panel(pixels, (name,), f"group {name}")], f"Nearest in {name}")
+    page = (tmp_path / "sheet.html").read_text()
+    assert page.count(r"photo\u202egpj.exe\xff") == 4  # title and heading of the page, of the group, caption
+    assert "\u202e" not in page

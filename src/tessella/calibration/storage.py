@@ -24,7 +24,7 @@ from ..checks import as_path
 from ..errors import OutputError, UsageError, WeightsError
 from ..fingerprint import arrays_hash
 from ..results import FloatArray, is_finite
-from ..storage import check_writable, make_folders, read_regular, write_atomic
+from ..storage import check_writable, make_folders, open_regular, read_regular, write_atomic
 from .arrays import Floats
 from .calibration import Calibration, CalibrationData, UnknownDetection
 from .confidence import ConfidenceCurve
@@ -33,6 +33,7 @@ from .prediction_sets import PredictionSets
 
 FORMAT = 1
 MAX_BYTES = 1 << 30  # of a file
+MAX_HEADER = 100_000_000  # bytes, the limit of the format
 KEY = "calibration"  # in the metadata, of the facts: the SHA-256 of their text, and the text, which is JSON
 SEAL_LENGTH = 64
 MAX_NUMBER = 1e9  # of the temperature, its inverse and the curve; sums and products of such numbers are finite
@@ -57,7 +58,7 @@ def write_calibration(path: str | Path, calibration: Calibration) -> Path:
 def check_destination(path: str | Path) -> Path:
     """Check that `write_calibration` can write to a path, before the work, and return it; its folder is created.
 
-    Raises OutputError `output_failed`.
+    Raises OutputError `output_failed`, UsageError `bad_argument` for a file of weights, which would be lost.
     """
     path = as_path("the calibration", path)
     try:
@@ -65,9 +66,23 @@ def check_destination(path: str | Path) -> Path:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if path.is_file() or not path.exists():  # a device has no folder to write to
             check_writable(Path(os.path.realpath(path)).parent)
+        if path.is_file() and _holds_other_tensors(path):
+            message = f"{str(path)!r} exists and is not a calibration"
+            raise UsageError("bad_argument", message, hint="give another file")
     except OSError as error:
         raise _not_written(path, error) from None
     return path
+
+
+def _holds_other_tensors(path: Path) -> bool:
+    """Return whether a file is in the format of calibrations and is none, such as the weights of a model."""
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if length <= MAX_HEADER else b""
+    try:
+        return KEY not in json.loads(header).get("__metadata__", {})
+    except (ValueError, AttributeError, TypeError, RecursionError):
+        return False
 
 
 def _not_written(path: Path, error: OSError) -> OutputError:

@@ -126,6 +126,7 @@ def run_(
     """Classify and embed a whole collection into Parquet files, with exactly one row per input."""
     from ..bulk import Cluster, PrometheusFile, RunSettings, run
     from ..bulk.run_folder import model_of
+    from ..data.sources import list_as_image
     from ..weights.catalogue import default_model
     from .run_progress import RunProgressBar
 
@@ -151,6 +152,9 @@ def run_(
         _show_summary(summary)
     if settings.top:
         warn_about_classes(model_of(out) or "", arguments["checkpoint"])
+    if summary.errors:
+        for problem in filter(None, map(list_as_image, arguments["inputs"])):
+            complain(printable(str(problem)))
     if summary.errors and not arguments["bad_inputs"]:
         notice("rerun the same command with --bad-inputs FILE.csv to list the bad inputs")
     finish(summary.ok, summary.rows - summary.ok, arguments["strict"])

@@ -9,7 +9,7 @@ import click
 from ..engine import ENGINES
 from ..engine.plan import missing_packages
 from ..text import printable
-from .console import Command, echo, echo_json, new_table, notice, print_table, table_of
+from .console import Command, complain, echo, echo_json, new_table, notice, print_table, table_of
 from .options import (
     argument,
     checkpoint_option,
@@ -111,7 +111,8 @@ def _print_json(result: Tuning) -> None:
     import msgspec
 
     winners = {mode: msgspec.to_builtins(winner) for mode, winner in result.winners.items()}
-    echo_json(dict(rows=[row.as_dict() for row in result.rows], winners=winners))
+    doubts = {mode: doubt for mode in result.winners if (doubt := result.doubt(mode))}
+    echo_json(dict(rows=[row.as_dict() for row in result.rows], winners=winners, doubts=doubts))
 
 
 def _print_tuning(result: Tuning) -> None:
@@ -135,6 +136,9 @@ def _print_tuning(result: Tuning) -> None:
 
 def _explain(result: Tuning) -> None:
     """Say what the result changes in later commands, and how to keep float32."""
+    for mode in result.winners:
+        if doubt := result.doubt(mode):
+            complain(f"the choice for {mode} is uncertain: {doubt}; run the command again when the machine is idle")
     notice("later commands use these settings for this model on the CPU, unless --engine or --precision is given")
     compared: dict[str, list[str]] = {}  # modes by what their results are
     for mode, winner in result.winners.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import click
@@ -11,6 +11,8 @@ import click
 from ..data.names import is_missing_path
 from ..errors import UsageError, WeightsError
 
+# parameters that name a file to write
+_OUTPUTS = ("out", "bad_inputs", "prometheus", "sheet", "why", "receipt", "csv_file", "plot", "html", "write_list")
 MAX_COUNT = 1_000_000_000  # larger counts on the command line are mistakes, and overflow some libraries
 
 
@@ -28,6 +30,20 @@ def check(values: Mapping[str, Any]) -> None:
         if value is not None:
             for item in value if isinstance(value, tuple) else (value,):
                 checker(item)
+    for output in filter(values.get, _OUTPUTS):
+        _check_output(values[output], [value for name, value in values.items() if name not in _OUTPUTS])
+
+
+def _check_output(path: Any, others: Iterable[Any]) -> None:
+    """Check that a file to write is none of the files that the other arguments name: that file would be lost."""
+    if not isinstance(path, str) or not os.path.isfile(path):  # noqa: PTH113 - as below
+        return
+    values = [item for value in others for item in (value if isinstance(value, tuple) else (value,))]
+    for name in (value for value in values if isinstance(value, str)):
+        for file in (name, name.removeprefix("@"), name.removeprefix("local-dir:")):
+            if os.path.isfile(file) and os.path.samefile(file, path):  # noqa: PTH113, PTH121
+                message = f"{path!r} is an input, and would be replaced by the result"
+                raise UsageError("bad_argument", message, hint="write the result to another file")
 
 
 def _check_data(name: str) -> None:

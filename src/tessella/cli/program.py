@@ -17,6 +17,7 @@ import click
 
 from .._version import __version__
 from ..errors import TessellaError
+from ..signals import raise_interrupt_behind
 from .console import (
     PrintableFormatter,
     ReaderGoneError,
@@ -48,6 +49,7 @@ def _status() -> int:
     except ReaderGoneError:
         return 0
     except TessellaError as error:
+        raise_interrupt_behind(error)
         show_error(error.message, error.hint)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):

@@ -16,11 +16,15 @@ from ..errors import ImageError, TessellaError
 from ..storage import open_regular, special_kind
 from . import tar
 from .files import unreadable_file
-from .lists import read_entries, resolve_name
+from .formats.signatures import detect_format
+from .lists import detect_encoding, read_entries, resolve_name
 from .names import PACKED, Skipped, is_archive, is_image, natural_key, path_ignore_reason
 from .remote import is_object, is_url, list_objects, open_input
 from .source import Source
 from .walk import Entry, special_file, split_pattern, walk
+
+_LISTS = (".csv", ".tsv", ".txt", ".lst", ".list")  # suffixes of files that are lists rather than images
+_LOOKED_AT = 512  # bytes
 
 
 def iter_sources(
@@ -156,8 +160,32 @@ def _from_file(path: str, exists: bool, skipped: Skipped) -> Iterator[Source]:
         yield from _or_error(iter_rows(path), path, f"no row in {path!r}")
     elif exists and PACKED.fullmatch(path):
         yield Source(path, path, error=_packed_archive(path))
+    elif exists and (problem := list_as_image(path)):
+        yield Source(path, path, error=problem)
     else:
         yield Source(path, path)
+
+
+def list_as_image(path: str) -> ImageError | None:
+    """Return the error for a text file with the suffix of a list, which is given as an image; None for other files.
+
+    An empty file and one that cannot be read are others, too: reading them reports the reason.
+    """
+    if is_url(path) or not path.lower().endswith(_LISTS):
+        return None
+    try:
+        with open_regular(path) as file:
+            start = file.read(_LOOKED_AT)
+    except (OSError, ValueError):
+        return None
+    encoding, errors, mark_length = detect_encoding(start)
+    text = start[mark_length:].decode(encoding, errors)
+    if not text or "\0" in text or detect_format(start):
+        return None
+    return ImageError(
+        "unsupported_format",
+        f"{path!r} is a text file, expected an image; if it lists inputs, one per line, give {'@' + path!r} instead",
+    )
 
 
 def _packed_archive(path: str) -> ImageError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from ..inputs import AnyImage
 from ..plots.sheet import SUFFIXES
 from ..search.query import NEGATIVE_WEIGHT, Index, Neighbor, Query, mean_vector
 from ..storage import check_output, write_bytes
-from ..text import printable
+from ..text import html_text, printable
 from .link_figures import LinkRow, about_links, draw_link_rows, draw_links
 from .links import Links, PositionVectors, link_vectors, links_problem, position_vectors
 from .subject import PreparedImage, Subject
@@ -145,7 +144,7 @@ def write_neighbors(path: str | Path, explained: Sequence[NeighborLinks], title:
         write_bytes(path, draw_link_rows([row for rank, one in enumerate(explained, 1) for row in _rows(rank, one)]))
         return
     sections = "\n".join(_section(rank, one) for rank, one in enumerate(explained, 1))
-    page = _PAGE.format(title=_html(title), about=_html(explained[0].about), sections=sections)
+    page = _PAGE.format(title=html_text(title), about=html_text(explained[0].about), sections=sections)
     write_bytes(path, page.encode("utf-8", "backslashreplace"))  # a file name may not be valid text
 
 
@@ -199,18 +198,14 @@ def _rows(rank: int, explained: NeighborLinks) -> Iterator[LinkRow]:
 
 
 def _section(rank: int, explained: NeighborLinks) -> str:
-    lines = [f"<section><h2>{_html(_heading(rank, explained))}</h2>"]
+    lines = [f"<section><h2>{html_text(_heading(rank, explained))}</h2>"]
     for part in explained.parts:
         caption = part.caption if len(explained.parts) > 1 else ""
         picture = ""
         if (pair := _pair(part, explained)) and part.links is not None:
             data = b64encode(draw_links(*pair, part.links)).decode()
             text = f"links between {part.name} and {explained.neighbor.key}"
-            picture = f'<img alt="{_html(text)}" src="data:image/png;base64,{data}">'
+            picture = f'<img alt="{html_text(text)}" src="data:image/png;base64,{data}">'
         if picture or caption:
-            lines.append(f"<figure><figcaption>{_html(caption)}</figcaption>{picture}</figure>")
+            lines.append(f"<figure><figcaption>{html_text(caption)}</figcaption>{picture}</figure>")
     return "\n".join([*lines, "</section>"])
-
-
-def _html(text: str) -> str:
-    return escape(printable(text))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from .._version import __version__
 from ..errors import TessellaError
 from ..machine import hardware, other_versions, thread_count, versions
+from ..signals import raise_interrupt_behind
 from .candidates import Array, Candidate, Case, OpenCandidate, Run, first_line
 from .memory import PeakMemory
 from .products import SIDE, matrix_product
@@ -175,6 +176,7 @@ def _open_all(
             with _caches_in(caches):
                 contenders[index] = _open(start, inputs[candidate.reads], expected, case.device, turn_seconds, row)
         except Exception as error:  # converters and runtimes raise exceptions of many types
+            raise_interrupt_behind(error)
             _fail(row, error)
     return contenders
 

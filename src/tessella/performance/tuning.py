@@ -23,6 +23,7 @@ from ..engine.tuned import Tuned, Workload, records_folder, save_tuned
 from ..errors import TessellaError, UsageError, WeightsError
 from ..inputs import AnyImage
 from ..pipeline import ImageReader
+from ..signals import raise_interrupt_behind
 from ..storage import check_writable
 from ..weights.network import AnyModel, Network, as_network
 
@@ -53,7 +54,18 @@ class TuningRow:
     @property
     def images_per_second(self) -> float:
         """Speed at the lower quartile of the times, because other load on the machine only slows rounds down."""
-        return 1 / sorted(self.seconds)[(len(self.seconds) - 1) // 4] if self.seconds else 0.0
+        return 1 / self._quartiles[0] if self.seconds else 0.0
+
+    @property
+    def slowdown(self) -> float:
+        """The upper quartile of the times, relative to the lower one: 1.0 if nothing else was running."""
+        lower, upper = self._quartiles
+        return upper / lower
+
+    @property
+    def _quartiles(self) -> tuple[float, float]:
+        times = sorted(self.seconds)
+        return times[(len(times) - 1) // 4], times[3 * len(times) // 4]
 
     def as_dict(self) -> dict[str, object]:
         """Return the row for JSON, with the speeds of the slowest and the fastest round in images per second."""
@@ -77,6 +89,26 @@ class Tuning:
         winner = self.winners[mode]
         same = (row for row in self.rows if all(getattr(row, name) == getattr(winner, name) for name in SETTINGS))
         return next((row.agreement for row in same if row.agreement), "")
+
+    def doubt(self, mode: str) -> str:
+        """Return why the choice for a mode is uncertain, as a phrase; "" if the measurement decides it.
+
+        It is uncertain if the rounds of the winner or the next candidate differ by more than these two do, or so much
+        that a single slow round can have excluded a candidate.
+        """
+        winner, names = self.winners[mode], (*SETTINGS, "streams", "batch_size")
+        rows = [row for row in self.rows if row.mode == mode and row.seconds]
+        best = [row for row in rows if all(getattr(row, name) == getattr(winner, name) for name in names)]
+        others = [row for row in rows if row not in best]
+        if not best or not others:
+            return ""
+        following = max(others, key=lambda row: row.images_per_second)
+        lead = max(best[0].images_per_second / following.images_per_second, 1.0)  # a small gain of another is no lead
+        slowdown = max(best[0].slowdown, following.slowdown)
+        if slowdown <= min(lead * MIN_GAIN, MAX_SLOWDOWNS[0]):
+            return ""
+        rank = f"{100 * (lead - 1):.0f} % slower" if lead >= 1.005 else "as fast"
+        return f"round times differ by {100 * (slowdown - 1):.0f} %, and the next candidate is {rank}"
 
 
 def check_can_save() -> None:
@@ -285,6 +317,7 @@ class _Opener:
             ready.warm_up()
             ready.measure()
         except Exception as error:  # if a runtime fails with any exception, the others are still measured
+            raise_interrupt_behind(error)
             row.note = error.message if isinstance(error, TessellaError) else f"{type(error).__name__}: {error}"[:200]
             row.seconds.clear()
             return None

@@ -7,7 +7,6 @@ import zlib
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 from itertools import groupby
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ..data.decode import ImageSource, Pixels, decode
 from ..data.source import Source
 from ..errors import ImageError
 from ..storage import check_output, write_bytes
-from ..text import printable
+from ..text import html_text
 from .figures import contact_sheet, draw_or_warn, plain, thumbnail
 
 SUFFIXES = (".png", ".html")
@@ -75,14 +74,14 @@ def _draw(path: Path, panels: Sequence[Panel], title: str, columns: int) -> byte
         return contact_sheet(texts, columns)
     figures = []
     for group, pictures in groups:
-        figures += [f"<section><h2>{escape(group)}</h2>"] if group else []
+        figures += [f"<section><h2>{html_text(group)}</h2>"] if group else []
         figures += [
             f'<figure><img alt="" src="data:image/png;base64,{b64encode(encode_png(pixels)).decode()}">'
-            f"<figcaption>{'<br>'.join(escape(printable(line)) for line in lines)}</figcaption></figure>"
+            f"<figcaption>{'<br>'.join(map(html_text, lines))}</figcaption></figure>"
             for pixels, lines in pictures
         ]
         figures += ["</section>"] if group else []
-    page = _PAGE.format(title=escape(title), width=181 * columns, figures="\n".join(figures))
+    page = _PAGE.format(title=html_text(title), width=181 * columns, figures="\n".join(figures))
     return page.encode("utf-8", "backslashreplace")  # a file name may not be valid text
 
 

@@ -125,7 +125,7 @@ def test_names_of_classes_are_only_text(calibrated: StandIn, visit: Open) -> Non
     hostile = "<img src=x onerror=alert(1)>"
     calibrated.assessments["cat.jpg"] = assess([hostile, "\u202etac"])
     opened = show(visit, calibrated)
-    assert f"One of {hostile}, \u202etac." in notice(opened, "cat")
+    assert rf"One of {hostile}, \u202etac." in notice(opened, "cat")
     assert card(opened, "cat.jpg").locator(".notice img").count() == 0
 
 

@@ -23,6 +23,7 @@ from tessella.errors import UsageError
 from tessella.predictor import Predictor
 from tessella.search import GalleryReport, build_index, gallery
 from tessella.search import single_page as pages
+from tessella.text import printable
 
 from ...bulk.runs import numbered, random_vectors, unit, write_run
 from .browser import Visit
@@ -204,7 +205,7 @@ def test_names_in_the_file_are_text(visit: Open, tmp_path: Path) -> None:
         opened.button("Show more").click()
     opened.find("tessella-tile").nth(count - 1).wait_for()
     titles = "[...document.querySelectorAll('tessella-tile .tile-name')].map((node) => node.title)"
-    assert opened.page.evaluate(titles) == list(STRINGS)
+    assert opened.page.evaluate(titles) == [printable(text) for text in STRINGS]
     assert opened.page.evaluate("document.querySelectorAll('script').length") == 2
     lines = export(opened, "Table (CSV)")[1]
     cells = [row["key"] for row in csv.DictReader(io.StringIO(lines, newline=""))]

@@ -3,6 +3,7 @@
 import { announce, button, emptyState, icon, make, toast } from "./dom.js";
 import { receive } from "./inputs.js";
 import { state } from "./state.js";
+import { printable } from "./text.js";
 import { Thumbnails } from "./thumbnails.js";
 import "./classify.js";
 import "./gallery.js";
@@ -96,7 +97,7 @@ class App extends HTMLElement {
     } catch (error) {
       state.indexError = error.message;
     }
-    this.collection.textContent = state.index?.title ?? "";
+    this.collection.textContent = printable(state.index?.title ?? "");
     this.collection.hidden = !state.index?.title;
   }
 

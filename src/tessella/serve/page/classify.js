@@ -44,7 +44,7 @@ class Card extends HTMLElement {
         make(
           "div",
           { class: "card-head" },
-          make("h2", {}, make("bdi", { title: file.name }, file.name)),
+          make("h2", {}, make("bdi", { dir: "ltr", title: file.name }, file.name)),
           button({
             label: `Remove ${file.name}`,
             symbol: "close",

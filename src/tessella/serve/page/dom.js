@@ -3,7 +3,16 @@
  * scripts; nothing is ever parsed as markup, which the Content Security Policy (Trusted Types) enforces as well.
  */
 
+import { printable } from "./text.js";
+
 const PROPERTIES = new Set(["value", "checked", "disabled", "hidden", "open", "textContent", "files", "indeterminate"]);
+
+const SHOWN = new Set(["title", "alt", "aria-label", "placeholder"]); // attributes that people read
+
+/** Text from anywhere as it is shown: hidden characters as their codes, except for line breaks. */
+function shown(text) {
+  return text.split("\n").map(printable).join("\n");
+}
 
 /** Make an element; properties named `on...` are event listeners; children are nodes or text, null is left out. */
 export function make(tag, properties = {}, ...children) {
@@ -12,9 +21,10 @@ export function make(tag, properties = {}, ...children) {
     if (value === undefined || value === null) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (PROPERTIES.has(name)) node[name] = value;
-    else if (value !== false) node.setAttribute(name, value === true ? "" : String(value));
+    else if (value !== false) node.setAttribute(name, value === true ? "" : SHOWN.has(name) ? shown(String(value)) : String(value));
   }
-  node.append(...children.flat().filter((child) => child !== undefined && child !== null && child !== false));
+  const present = children.flat().filter((child) => child !== undefined && child !== null && child !== false);
+  node.append(...present.map((child) => (typeof child === "string" ? shown(child) : child)));
   return node;
 }
 
@@ -75,7 +85,7 @@ export function button({ text = "", label, symbol, kind = "", ...properties }) {
 /** Tell a change to screen readers without moving the focus. */
 export function announce(text) {
   const region = document.getElementById("announcements");
-  if (region) region.textContent = text;
+  if (region) region.textContent = shown(text);
 }
 
 /** Show a short message that disappears by itself. */

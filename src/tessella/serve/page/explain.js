@@ -10,7 +10,7 @@ const OTHER_CLASS = "other";
 /** Explain an image that was classified. entry: of the view Classify; `record`, `model` and `url` are set. */
 export function showWhy(entry) {
   const why = document.createElement("tessella-why");
-  const dialog = makeDialog(`Explain ${entry.file.name}`, why);
+  const dialog = makeDialog(make("bdi", { dir: "ltr" }, `Explain ${entry.file.name}`), why);
   dialog.classList.add("wide");
   dialog.addEventListener("close", () => why.stop());
   openDialog(dialog);
@@ -170,9 +170,10 @@ class Why extends HTMLElement {
     this.#place(result);
     this.#explainColors(result.versus);
     const { faithful, target, versus, scores = {}, total } = result;
-    const rest = versus ? `, and not ${shortLabel(versus.label)} (${percent(versus.probability)})` : "";
+    const nameOf = ({ label, probability }) => [make("bdi", {}, shortLabel(label)), ` (${percent(probability)})`];
+    const rest = versus ? [", and not ", ...nameOf(versus)] : [];
     this.status.replaceChildren(
-      make("h3", {}, `Why ${shortLabel(target.label)} (${percent(target.probability)})${rest}`),
+      make("h3", {}, "Why ", ...nameOf(target), ...rest),
       make(
         "p",
         { class: "why-verdict" },
@@ -190,7 +191,7 @@ class Why extends HTMLElement {
 
   /** Say in the legend what the negative values of the map mean. */
   #explainColors(versus) {
-    this.against.textContent = versus ? `supports ${shortLabel(versus.label)}` : "contradicts";
+    this.against.replaceChildren(...(versus ? ["supports ", make("bdi", {}, shortLabel(versus.label))] : ["contradicts"]));
     const dashed = versus ? "the strongest support for the other class" : "what contradicts the class most";
     this.lines.textContent = `Solid lines enclose the strongest support, dashed lines ${dashed}.`;
   }

@@ -4,7 +4,7 @@ import { announce, button, debounce, emptyState, failure, make, noImages, toast 
 import { exportMenu } from "./exports.js";
 import { makeDialog, makeRequestButton, openDialog } from "./requests.js";
 import { NO_FILTER, filterJson, isFiltered, state } from "./state.js";
-import { baseName, fileSize, number, percent, shortLabel, timingText } from "./text.js";
+import { baseName, fileSize, number, percent, printable, shortLabel, timingText } from "./text.js";
 import "./filters.js";
 import "./tiles.js";
 
@@ -230,12 +230,12 @@ class Gallery extends HTMLElement {
           () => {},
         );
     const { item, file } = query;
-    const name = file ? file.name : baseName(item.key);
+    const name = file ? printable(file.name) : baseName(item.key);
     const facts = file
       ? [fileSize(file.size)]
       : [
           item.unknown && "unknown",
-          item.label && `${shortLabel(item.label)} ${percent(item.probability)}`,
+          item.label && [make("bdi", {}, shortLabel(item.label)), ` ${percent(item.probability)}`],
           `${item.width} × ${item.height} pixels`,
         ];
     this.query.replaceChildren(
@@ -244,9 +244,13 @@ class Gallery extends HTMLElement {
         "div",
         { class: "query-text" },
         make("span", { class: "muted" }, "Similar to"),
-        make("h2", { tabindex: "-1" }, make("bdi", {}, name)),
-        make("span", { class: "muted" }, make("bdi", {}, facts.filter(Boolean).join(" · "))),
-        item && item.key !== name && make("bdi", { class: "muted path" }, item.key),
+        make("h2", { tabindex: "-1" }, make("bdi", { dir: "ltr" }, name)),
+        make(
+          "span",
+          { class: "muted" },
+          facts.filter(Boolean).flatMap((fact, place) => (place ? [" · ", fact] : [fact]).flat()),
+        ),
+        item && printable(item.key) !== name && make("bdi", { class: "muted path", dir: "ltr" }, item.key),
       ),
       button({ text: "Show all images", symbol: "close", kind: "quiet", onclick: () => state.setQuery(null) }),
     );
@@ -258,7 +262,7 @@ class Gallery extends HTMLElement {
       const picture = make("img", { class: "enlarged", alt: "" });
       picture.src = file ? url : await state.backend.thumbnail(row, 0);
       const name = file ? file.name : baseName(item.key);
-      const dialog = makeDialog(make("bdi", {}, name), picture);
+      const dialog = makeDialog(make("bdi", { dir: "ltr" }, name), picture);
       dialog.classList.add("wide");
       if (!file) dialog.addEventListener("close", () => URL.revokeObjectURL(picture.src));
       openDialog(dialog);

@@ -349,6 +349,7 @@ class ImageMap extends HTMLElement {
               class: `legend-item color-${place + 1}`,
               "aria-pressed": "false",
               title: label,
+              "data-place": place,
               onclick: () => state.setFilter({ label: toggled(state.filter.label, label) }),
             },
             make("span", { class: "dot" }),
@@ -391,7 +392,7 @@ class ImageMap extends HTMLElement {
     }
     this.renderer.setColors(colors);
     for (const item of this.legend.querySelectorAll("button")) {
-      item.setAttribute("aria-pressed", String(state.filter.label.includes(item.title)));
+      item.setAttribute("aria-pressed", String(state.filter.label.includes(this.frequent[Number(item.dataset.place)])));
     }
     this.draw();
   }
@@ -458,7 +459,7 @@ class ImageMap extends HTMLElement {
     if (this.hovered !== i) return;
     const picture = make("img", { alt: "" });
     const text = [make("bdi", { class: "strong" }, shortLabel(item.label)), ` ${percent(item.probability)}${item.unknown ? " · unknown" : ""}`];
-    this.tip.replaceChildren(picture, make("div", {}, text, make("bdi", { class: "tile-name" }, baseName(item.key))));
+    this.tip.replaceChildren(picture, make("div", {}, text, make("bdi", { class: "tile-name", dir: "ltr" }, baseName(item.key))));
     this.tip.hidden = false;
     const address = await state.thumbnails.address(i, 96, () => this.hovered === i);
     if (address) picture.src = address;

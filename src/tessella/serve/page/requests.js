@@ -1,13 +1,13 @@
 /** Dialogs: the request behind a result, and the token of a protected server. */
 
 import { button, copyText, icon, make } from "./dom.js";
-import { curlCommand, pythonProgram } from "./snippets.js";
+import { curlCommand, jsonText, pythonProgram } from "./snippets.js";
 import { milliseconds, timingText } from "./text.js";
 
 const TABS = [
   ["curl", "curl", curlCommand],
   ["python", "Python", pythonProgram],
-  ["json", "Answer (JSON)", (request) => JSON.stringify(request.answer, shortened, 2)],
+  ["json", "Answer (JSON)", (request) => jsonText(request.answer, shortened, 2)],
 ];
 
 const TOKEN_TEXT = /^[ -~]+$/; // others are in no header that a browser can send, and the server has none

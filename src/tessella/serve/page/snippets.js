@@ -3,6 +3,15 @@
 /** Characters that change what a terminal shows or does although the command looks harmless. */
 const INVISIBLE = /[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
 
+/** Those of them that JSON allows in text. */
+const UNESCAPED = /[\u007f-\u009f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g;
+
+/** Return JSON as JSON.stringify does, with escapes for characters that are not seen; Python reads them, too. */
+export function jsonText(...values) {
+  const escaped = (character) => `\\u${character.charCodeAt(0).toString(16).padStart(4, "0")}`;
+  return JSON.stringify(...values).replace(UNESCAPED, escaped);
+}
+
 function visible(text) {
   return text.replace(INVISIBLE, "_");
 }
@@ -26,7 +35,7 @@ export function curlCommand(request) {
     lines.push(`--form-string ${shellQuoted(`${field}=${value}`)}`);
   }
   if (request.json) {
-    lines.push(`-H 'Content-Type: application/json'`, `-d ${shellQuoted(JSON.stringify(request.json))}`);
+    lines.push(`-H 'Content-Type: application/json'`, `-d ${shellQuoted(jsonText(request.json))}`);
   }
   return lines.join(" \\\n  ");
 }
@@ -37,15 +46,15 @@ function pythonValue(value) {
   if (Array.isArray(value)) return `[${value.map(pythonValue).join(", ")}]`;
   if (typeof value === "object") {
     return `{${Object.entries(value)
-      .map(([key, item]) => `${JSON.stringify(key)}: ${pythonValue(item)}`)
+      .map(([key, item]) => `${jsonText(key)}: ${pythonValue(item)}`)
       .join(", ")}}`;
   }
-  return JSON.stringify(value);
+  return jsonText(value);
 }
 
 /** Return the request as a Python program. */
 export function pythonProgram(request) {
-  const parts = [JSON.stringify(request.method), JSON.stringify(request.url)];
+  const parts = [jsonText(request.method), jsonText(request.url)];
   if (request.token) parts.push('headers={"Authorization": f"Bearer {os.environ[\'TESSELLA_TOKEN\']}"}');
   if (request.files?.length) {
     const files = request.files.map(({ field, name }) => `("${field}", open(${JSON.stringify(visible(name))}, "rb"))`);

@@ -112,14 +112,28 @@ export function coverageText({ coverage, per_class: isPerClass }) {
   return `Such lists contain the right class for ${share} of ${isPerClass ? "the images of each class" : "images"}.`;
 }
 
+/** Control and format characters, which change the text around them or are not seen; joiners belong to emoji and words. */
+const HIDDEN = /(?![\u200c\u200d])[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu;
+
+/** Text in which hidden characters are shown as their codes, as in the tables of the command line: a file named
+ * "photo", U+202E, "gpj.exe" is shown as "photo\u202egpj.exe" and not as "photoexe.jpg". */
+export function printable(text) {
+  return text.replace(HIDDEN, (character) => {
+    let code = character.codePointAt(0);
+    if (code >= 0xdc80 && code <= 0xdcff) code -= 0xdc00; // a byte of a name that is not UTF-8
+    const [mark, digits] = code < 0x100 ? ["x", 2] : code < 0x10000 ? ["u", 4] : ["U", 8];
+    return `\\${mark}${code.toString(16).padStart(digits, "0")}`;
+  });
+}
+
 /** A class name without its synonyms: "tench, Tinca tinca" becomes "tench". */
 export function shortLabel(label) {
-  return label ? label.split(",")[0] : "no class";
+  return label ? printable(label.split(",")[0]) : "no class";
 }
 
 /** A file's name without its folders. */
 export function baseName(key) {
-  return key.split(/[/\\]/).pop() || key;
+  return printable(key.split(/[/\\]/).pop() || key);
 }
 
 export function percent(value) {

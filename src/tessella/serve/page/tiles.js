@@ -2,7 +2,7 @@
 
 import { icon, make } from "./dom.js";
 import { state } from "./state.js";
-import { baseName, number, percent, score, shortLabel } from "./text.js";
+import { baseName, number, percent, printable, score, shortLabel } from "./text.js";
 import { whenNear } from "./thumbnails.js";
 
 const UNKNOWN_IMAGE = "Unlike the images that the model knows; its class is probably wrong";
@@ -29,7 +29,7 @@ class Tile extends HTMLElement {
         type: "button",
         class: "tile-picture",
         "aria-label": `Search by ${name}, ${item.unknown ? "unknown, perhaps " : ""}${shortLabel(item.label)}${scoreText(item)}`,
-        title: [item.key, `${item.width} × ${item.height}`, ...assessmentLines(item), "Search by this image"].join("\n"),
+        title: [printable(item.key), `${item.width} × ${item.height}`, ...assessmentLines(item), "Search by this image"].join("\n"),
         onclick: () => this.#send("tile-search"),
       },
       picture,
@@ -48,7 +48,7 @@ class Tile extends HTMLElement {
           ? make("span", { class: "tile-score", title: "Probability of the class" }, likelihood)
           : make("span", { class: "tile-score strong", title: teaching ? "Score" : "Similarity" }, score(item.score)),
       ),
-      make("bdi", { class: "tile-name", title: item.key }, name),
+      make("bdi", { class: "tile-name", dir: "ltr", title: item.key }, name),
     );
     this.setMark(mark);
     whenNear(picture, () => this.#load(picture));
