@@ -53,7 +53,9 @@ def raise_interrupt_behind(error: BaseException) -> None:
     An extension module that is interrupted while it is imported raises an ImportError instead, "initialization failed".
     """
     behind: BaseException | None = error
-    while behind is not None:
+    seen: set[int] = set()
+    while behind is not None and id(behind) not in seen:  # errors that were raised again can lead to each other
         if isinstance(behind, KeyboardInterrupt):
             raise KeyboardInterrupt from None
+        seen.add(id(behind))
         behind = behind.__cause__ or behind.__context__

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tessella.signals import interrupt_on_sigterm
+from tessella.signals import interrupt_on_sigterm, raise_interrupt_behind
 
 WAITING = """
 import sys, time
@@ -111,3 +111,16 @@ def test_a_chosen_reaction_to_sigterm_is_kept(handler: signal.Handlers, monkeypa
         assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_an_interrupt_is_found_behind_errors_that_lead_to_each_other() -> None:
+    first, second = ValueError("first"), RuntimeError("second")
+    first.__context__, second.__cause__ = (
+        second,
+        first,
+    )  # as after `except RuntimeError as error: raise error.__cause__`
+    for error in (first, second):
+        raise_interrupt_behind(error)
+    first.__cause__ = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        raise_interrupt_behind(second)

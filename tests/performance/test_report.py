@@ -17,6 +17,7 @@ import pytest
 
 from tessella.data.spec import InputSpec
 from tessella.engine.choice import TABLE, Rate
+from tessella.engine.plan import has_native_bfloat16
 from tessella.performance.candidates import Case
 from tessella.performance.measuring import BenchmarkRow
 from tessella.weights.network import Network
@@ -193,19 +194,36 @@ def test_rates_are_rows_of_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(rates, "TURN_SECONDS", 0)
     monkeypatch.setattr(rates, "SLOW", 1e9)
     case = case_of("gmixer")
-    variants = rates.measure(case, "throughput", 1)
+    variants = rates.measure(case, "throughput", "float32", 1)
     assert variants[0].plan.engine == "eager"
     assert {one.plan.request for one in variants if one.plan.engine == "openvino"} == set(rates.REQUESTS)
     found = list(rates.rows_of(case, "throughput", variants))
     assert sorted(row["engine"] for row in found) == ["openvino", "rewritten"]
+    assert {row["precision"] for row in found} == {"float32"}
     other = dict(found[0], cpu="neon")
-    old = [dict(found[0], ratio=0.5), other]
+    old = [{key: value for key, value in found[0].items() if key != "precision"} | dict(ratio=0.5), other]
     merged = rates.merge(found, old)
     assert other in merged
     assert len(merged) == 3
     monkeypatch.setattr(rates, "TABLE", tmp_path / "rates.json")
     rates.write_table(merged)
     assert len(msgspec.json.decode((tmp_path / "rates.json").read_bytes(), type=list[Rate])) == 3
+
+
+@pytest.mark.skipif(not has_native_bfloat16("cpu"), reason="the CPU has no bfloat16")
+def test_bfloat16_has_rates_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = load("rates")
+    monkeypatch.setattr(rates, "PAUSE", 0)
+    monkeypatch.setattr(rates, "TURN_SECONDS", 0)
+    variants = rates.measure(case_of("gmixer"), "latency", "bfloat16", 1)
+    assert {(one.plan.engine, one.plan.precision) for one in variants} == {
+        ("eager", "float32"),
+        ("openvino", "bfloat16"),
+    }
+    found = list(rates.rows_of(case_of("gmixer"), "latency", variants))
+    assert [row["precision"] for row in found] == ["bfloat16"]
+    in_float32 = dict(found[0], precision="float32")
+    assert len(rates.merge(found, [in_float32])) == 2
 
 
 def test_the_table_of_rates_is_in_order() -> None:

@@ -18,6 +18,7 @@ from ..data.spec import InputSpec
 from ..errors import UsageError, WeightsError
 from ..extras import install_command
 from ..machine import thread_count
+from ..signals import raise_interrupt_behind
 from ..text import count_of
 from .artefacts import GRAPH_FILES, GRAPHS, find_damaged, seal
 from .base import Engine
@@ -171,6 +172,7 @@ def _start(folder: Path, card: Card, plan: Plan) -> Engine:
         if shapes != [(1, card.num_classes or card.width), (1, card.width)]:
             raise ValueError(f"it gives {shapes}, the card says {card.num_classes} classes and width {card.width}")
     except Exception as error:  # each runtime has its own exceptions for graphs that it cannot read
+        raise_interrupt_behind(error)
         raise WeightsError(
             "bad_config", f"{graph} cannot be used with {FILE}: {error}", hint="export the model again"
         ) from None

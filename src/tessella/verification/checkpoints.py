@@ -10,7 +10,6 @@ from ..engine.exported import FILE
 from ..errors import TessellaError, UsageError, WeightsError
 from ..extras import is_installed
 from ..predictor import Predictor, load
-from ..signals import raise_interrupt_behind
 from ..storage import file_hash
 from ..weights.catalogue import CATALOGUE, full_name
 from ..weights.sources import find_checkpoint, locate
@@ -88,7 +87,6 @@ def check_export(target: Artifact) -> ModelCheck:
     try:
         predictor = load(target.model)
     except WeightsError as error:
-        raise_interrupt_behind(error)
         failed = Outcome("card and graph", "fit together", str(error), "failed", error.code)
         return ModelCheck([files, failed], target.model)
     return _with_answers(predictor, [files], None)
