@@ -115,10 +115,8 @@ def test_a_chosen_reaction_to_sigterm_is_kept(handler: signal.Handlers, monkeypa
 
 def test_an_interrupt_is_found_behind_errors_that_lead_to_each_other() -> None:
     first, second = ValueError("first"), RuntimeError("second")
-    first.__context__, second.__cause__ = (
-        second,
-        first,
-    )  # as after `except RuntimeError as error: raise error.__cause__`
+    second.__cause__ = first
+    first.__context__ = second  # as after `except RuntimeError as error: raise error.__cause__`
     for error in (first, second):
         raise_interrupt_behind(error)
     first.__cause__ = KeyboardInterrupt()
