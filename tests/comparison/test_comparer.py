@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -309,6 +310,13 @@ def test_an_interrupted_comparison_resumes(data: Path, tmp_path: Path, monkeypat
     seen.clear()
     compare(NEW, NEW, data, QUIET, out=tmp_path, progress=lambda *event: seen.append(event[:2]))
     assert Counter(label[:3] for label, _ in seen) == {"old": 60}
+
+
+def test_a_pipe_instead_of_a_part_is_an_error(data: Path, tmp_path: Path) -> None:
+    """Reading it would wait forever."""
+    (tmp_path / "old").mkdir()
+    os.mkfifo(tmp_path / "old" / "part-00000000.npz")
+    assert code_of(OLD, NEW, data, QUIET, out=tmp_path) == "output_failed"
 
 
 def test_a_folder_that_another_comparison_uses_is_refused(data: Path, result: Comparison, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tessella.data.all_splits import SplitImages, open_all_splits
-from tessella.errors import UsageError
+from tessella.errors import OutputError, UsageError
 from tessella.inspection import measuring
 from tessella.inspection.measuring import Measurements, measure
 from tessella.inspection.pixel_statistics import STATISTICS, statistics_of, tile_of
@@ -126,6 +127,15 @@ def test_damaged_parts_are_made_again(
     counts: list[int] = []
     assert same(measure(images, predictor, tmp_path, progress=lambda _, done, total: counts.append(done)), whole)
     assert len(counts) == 8
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_pipe_instead_of_a_part_is_an_error(images: SplitImages, predictor: Predictor, tmp_path: Path) -> None:
+    """Reading it would wait forever."""
+    (tmp_path / "parts").mkdir()
+    os.mkfifo(tmp_path / "parts" / "part-000000.npz")
+    with pytest.raises(OutputError, match="part-000000"):
+        measure(images, predictor, tmp_path)
 
 
 @pytest.mark.usefixtures("small_parts")

@@ -31,7 +31,7 @@ from ..predictor import Predictor
 from ..records import npz_bytes
 from ..results import FloatArray, Output, l2_normalize, softmax
 from ..search.nearest import vectors_of
-from ..storage import write_bytes
+from ..storage import open_regular, write_bytes
 from .images import ComparedImages, Ints, content_of
 from .subjects import ComparedModel
 
@@ -214,7 +214,7 @@ def _path(folder: Path, start: int) -> Path:
 def _read_part(path: Path, facts: dict[str, str]) -> dict[str, NDArray[np.generic]] | None:
     """Read a part; return None if it is missing or damaged, or for another model or other images."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as arrays:
             if any(str(arrays[name]) != value for name, value in facts.items()):
                 return None
             return {name: arrays[name] for name in _NAMES}

@@ -29,7 +29,7 @@ from ..pipeline import map_values
 from ..predictor import Predictor
 from ..records import npz_bytes
 from ..results import l2_normalize
-from ..storage import create_output_folder, folder_lock, write_bytes
+from ..storage import create_output_folder, folder_lock, open_regular, write_bytes
 from .detail import picture_of, spec_of_pictures
 from .pixel_statistics import STATISTICS, TILE, statistics_of, tile_of
 from .settings import ProgressCallback
@@ -198,7 +198,7 @@ def _write_part(out: Path, number: int, facts: _Facts, result: Measurements) -> 
 def _read_part(path: Path, facts: _Facts, result: Measurements, start: int) -> bool:
     """Copy a part into the result; return False if it is missing, damaged, or of other data or another model."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as part:
             if any(str(part[name]) != str(value) for name, value in facts._asdict().items()):
                 return False
             arrays = {name: part[name] for name in _ARRAYS}
