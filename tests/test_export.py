@@ -263,3 +263,9 @@ def test_the_program_gives_the_same_probabilities(folder: Path) -> None:
             label, _, probability = line.strip().rpartition(" ")
             assert label == prediction.label
             assert float(probability) == pytest.approx(prediction.probability, abs=1e-4)
+
+
+def test_a_file_where_a_folder_is_expected_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(OutputError, match="could not be written: Not a directory"):
+        export(tessella.load(CIFAR10_MODEL, engine="openvino"), tmp_path / "file" / "exported")

@@ -16,7 +16,7 @@ from .engine.consistency import Consistency, check_exported
 from .engine.exported import write_card
 from .errors import OutputError, UsageError
 from .predictor import Predictor
-from .storage import publish_folder
+from .storage import make_folders, publish_folder
 
 
 @checked
@@ -45,7 +45,7 @@ def export(
     check_new(folder)
     card = dataclasses.replace(predictor.card, identity=predictor.identity)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(folder.parent)
         with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as temporary:
             draft = Path(temporary) / folder.name
             draft.mkdir()

@@ -460,3 +460,11 @@ def test_a_repository_without_a_config_is_refused(hub: FakeHub, folder: Path) ->
     with pytest.raises(WeightsError) as error:
         create_model("hf-hub:org/bare", pretrained=True)
     assert error.value.code == "bad_config"
+
+
+def test_a_folder_without_a_config_is_refused_with_what_to_give(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(WeightsError, match="so it is not the folder of a model") as error:
+        create_model(f"local-dir:{folder}", pretrained=True)
+    assert error.value.code == "bad_config"
+    assert "`tessella train`" in error.value.hint

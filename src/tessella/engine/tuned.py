@@ -15,7 +15,7 @@ import msgspec
 
 from ..fingerprint import config_text
 from ..machine import cpu_features, cpu_name, versions
-from ..storage import write_atomic
+from ..storage import make_folders, write_atomic
 from ..text import any_of
 from .artefacts import cache_folder
 from .kinds import ENGINES, MAX_BATCH_SIZE, MAX_STREAMS
@@ -121,7 +121,7 @@ def save_tuned(workload: Workload, winners: Mapping[str, Tuned], table: list[dic
     winners: settings by mode. table: all candidates that were measured. date: YYYY-MM-DD. Raises OSError.
     """
     path = workload.path()
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folders(path.parent)
     record = TunedRecord(workload.conditions(), dict(winners), table, date)
     write_atomic(path, json.dumps(msgspec.to_builtins(record), indent=1).encode())
     return path

@@ -75,6 +75,12 @@ def _from_hub(rest: str, read_pretrained: bool, cache_dir: str | Path | None) ->
 
 def _from_folder(folder: Path, read_pretrained: bool) -> CheckpointConfig:
     folder = local_folder(f"local-dir:{folder}")
+    if not (folder / CONFIG).exists():
+        raise WeightsError(
+            "bad_config",
+            f"{str(folder)!r} has no {CONFIG}, so it is not the folder of a model that can be built",
+            hint="give one that `tessella train` or `save_pretrained` wrote; of an exported model, give the original",
+        )
     config = read_config(folder / CONFIG)
     if not read_pretrained:
         return config.pretrained_cfg, config.model_args
