@@ -13,13 +13,13 @@ import pytest
 from tessella.data.spec import InputSpec
 from tessella.engine import make_plan, open_engine, openvino
 from tessella.engine.base import ArrayOutputs, Engine
-from tessella.engine.first_passes import DisagreementError, FirstPasses
+from tessella.engine.first_passes import ROUNDS, DisagreementError, FirstPasses
+from tessella.engine.openvino import OpenVinoEngine
 from tessella.errors import WeightsError
 
 from ..models.tiny import tiny
 
 STREAMS = 2
-ENOUGH = 2 * STREAMS
 
 
 def outputs_of(images: Any) -> ArrayOutputs:
@@ -30,119 +30,91 @@ def outputs_of(images: Any) -> ArrayOutputs:
 
 
 class Runtime:
-    """Computes `outputs_of` images, wrongly in the passes that `wrong` selects by their number."""
+    """Computes `outputs_of` images in all streams; `wrong` selects the stream and the round that change an image."""
 
-    def __init__(self, wrong: Callable[[int], bool] = lambda number: False, image: int = 0):
-        self.wrong, self.image, self.passes, self.lock = wrong, image, 0, threading.Lock()
+    def __init__(self, wrong: Callable[[int, int], bool] = lambda stream, number: False, image: int = 0):
+        self.wrong, self.image, self.rounds = wrong, image, 0
 
-    def __call__(self, images: Any) -> ArrayOutputs:
-        with self.lock:
-            number, self.passes = self.passes, self.passes + 1
-        logits, embeddings = outputs_of(images)
-        if self.wrong(number):
-            embeddings[self.image] += 1
-        return logits, embeddings
-
-
-def batch(start: int, size: int = 4) -> np.ndarray:
-    return np.arange(start, start + size, dtype=np.float32)
+    def __call__(self, images: Any) -> list[ArrayOutputs]:
+        found = [outputs_of(images) for _ in range(STREAMS)]
+        for stream, (_, embeddings) in enumerate(found):
+            embeddings[self.image] += self.wrong(stream, self.rounds)
+        self.rounds += 1
+        return found
 
 
-def check(found: ArrayOutputs, images: np.ndarray) -> None:
-    for part, expected in zip(found, outputs_of(images), strict=True):
-        np.testing.assert_array_equal(part, expected)
+def batch(size: int = 4) -> np.ndarray:
+    return np.arange(size, dtype=np.float32)
 
 
-def test_passes_are_compared_until_every_stream_has_run() -> None:
+def test_each_batch_size_is_checked_once() -> None:
     runtime, passes = Runtime(), FirstPasses(STREAMS, "float32")
-    for number in range(ENOUGH + 3):
-        check(passes.run(runtime, batch(number)), batch(number))
-        assert runtime.passes == 2 * min(number + 1, ENOUGH) + max(number + 1 - ENOUGH, 0)
-    passes.run(runtime, batch(0, 3))  # another batch size
-    assert runtime.passes == 2 * ENOUGH + 3 + 2
+    for size in (4, 4, 3, 4, 3):
+        passes.check(batch(size), runtime)
+    assert runtime.rounds == 2 * ROUNDS
 
 
-def test_one_stream_needs_no_comparison() -> None:
-    runtime, passes = Runtime(), FirstPasses(1, "float32")
-    check(passes.run(runtime, batch(0)), batch(0))
-    assert runtime.passes == 1
+def test_one_stream_needs_no_check() -> None:
+    runtime = Runtime()
+    FirstPasses(1, "float32").check(batch(), runtime)
+    assert runtime.rounds == 0
 
 
+@pytest.mark.parametrize("stream", range(STREAMS))
 @pytest.mark.parametrize("image", range(4))
-def test_a_wrong_first_pass_is_noticed(image: int) -> None:
+def test_a_wrong_first_pass_is_noticed(stream: int, image: int) -> None:
+    runtime = Runtime(lambda which, number: which == stream and number == 0, image)
     with pytest.raises(DisagreementError, match=f"for the images {image}, by"):
-        FirstPasses(STREAMS, "float32").run(Runtime(lambda number: number == 0, image), batch(0))
+        FirstPasses(STREAMS, "float32").check(batch(), runtime)
+
+
+def test_first_passes_that_are_wrong_in_all_streams_are_noticed() -> None:
+    with pytest.raises(DisagreementError):
+        FirstPasses(STREAMS, "float32").check(batch(), Runtime(lambda stream, number: number == 0))
 
 
 @pytest.mark.parametrize("stream", range(STREAMS))
 def test_a_stream_that_is_always_wrong_is_noticed(stream: int) -> None:
-    """The passes 0 and 1 are those of the first batch, in one stream; the streams take the following ones in turn."""
-    passes = FirstPasses(STREAMS, "float32")
-    runtime = Runtime(lambda number: number // 2 % STREAMS == stream)
-    passes.run(runtime, batch(0))
-    with pytest.raises(DisagreementError):
-        passes.run(runtime, batch(1))
+    passes, runtime = FirstPasses(STREAMS, "float32"), Runtime(lambda which, number: which == stream)
+    for _ in range(2):  # a batch size that failed stays unchecked
+        with pytest.raises(DisagreementError):
+            passes.check(batch(), runtime)
 
 
 def test_a_model_without_classes_is_compared_by_its_embeddings() -> None:
-    calls = iter(range(10))
+    def run_streams(images: Any) -> list[ArrayOutputs]:
+        return [(images[:, None][:, :0], outputs_of(images)[1] + np.float32(stream)) for stream in range(STREAMS)]
 
-    def infer(images: Any) -> ArrayOutputs:
-        logits, embeddings = outputs_of(images)
-        return logits[:, :0], embeddings + np.float32(next(calls) == 2)
-
-    passes = FirstPasses(STREAMS, "float32")
-    passes.run(infer, batch(0))
     with pytest.raises(DisagreementError, match="for the images 0, 1, 2, 3, by"):
-        passes.run(infer, batch(4))
+        FirstPasses(STREAMS, "float32").check(batch(), run_streams)
 
 
 def test_outputs_that_are_not_finite_agree_with_themselves() -> None:
-    def infer(images: Any) -> ArrayOutputs:
+    def broken(images: Any) -> ArrayOutputs:
         logits, embeddings = outputs_of(images)
-        logits[0] = np.nan
-        embeddings[1] = np.inf
+        logits[0], embeddings[1] = np.nan, np.inf
         return logits, embeddings
 
-    passes = FirstPasses(STREAMS, "float32")
-    for _ in range(ENOUGH):
-        assert np.isnan(passes.run(infer, batch(0))[0][0]).all()
-    calls = iter([infer, outputs_of])
+    FirstPasses(STREAMS, "float32").check(batch(), lambda images: [broken(images)] * STREAMS)
     with pytest.raises(DisagreementError, match="for the images 0, 1, by inf"):
-        FirstPasses(STREAMS, "float32").run(lambda images: next(calls)(images), batch(0))
+        FirstPasses(STREAMS, "float32").check(batch(), lambda images: [outputs_of(images), broken(images)])
 
 
-def test_the_caller_may_change_images_and_outputs() -> None:
-    passes, runtime = FirstPasses(STREAMS, "float32"), Runtime()
-    for number in range(ENOUGH):
-        images = batch(number)
-        for part in passes.run(runtime, images):
-            part[:] = -1
-        images[:] = 99
-
-
-def test_threads_share_the_comparison() -> None:
+def test_one_of_several_threads_checks() -> None:
     runtime, passes = Runtime(), FirstPasses(STREAMS, "float32")
     gate = threading.Barrier(4)
-    failed: list[BaseException] = []
 
-    def work(start: int) -> None:
-        try:
-            gate.wait()
-            for number in range(50):
-                size = 1 + number % 5
-                check(passes.run(runtime, batch(start + number, size)), batch(start + number, size))
-        except BaseException as error:
-            failed.append(error)
+    def work() -> None:
+        gate.wait()
+        for size in (1, 2, 3):
+            passes.check(batch(size), runtime)
 
-    threads = [threading.Thread(target=work, args=(1000 * i,)) for i in range(4)]
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not failed
-    assert not passes._probes
-    assert passes._done == {1, 2, 3, 4, 5}
+    assert runtime.rounds == 3 * ROUNDS
 
 
 # --- the engine -------------------------------------------------------------------------------------------------------
@@ -157,20 +129,18 @@ def opened(streams: int = STREAMS) -> tuple[Engine, np.ndarray, ArrayOutputs]:
     return open_engine(model, plan, (32, 32), spec), images, eager(images)
 
 
-def damage(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[int], bool]) -> list[object]:
-    """Change the outputs of OpenVINO in the passes that `wrong` selects; return a list of the compiled graphs."""
+def damage(monkeypatch: pytest.MonkeyPatch, wrong: Callable[[int, int], bool]) -> list[object]:
+    """Change the logits in the streams and rounds that `wrong` selects; return a list of the compiled graphs."""
     compiled: list[object] = []
-    original, counter, lock = openvino._Compiled.infer, iter(range(1000)), threading.Lock()
+    original, counter = openvino._Compiled.run_streams, iter(range(1000))
 
-    def infer(self: Any, x: Any) -> ArrayOutputs:
-        with lock:
-            number = next(counter)
-            if self not in compiled:
-                compiled.append(self)
-        logits, embeddings = original(self, x)
-        return (logits + number + 1 if wrong(number) else logits), embeddings
+    def run_streams(self: Any, x: Any) -> list[ArrayOutputs]:
+        if self not in compiled:
+            compiled.append(self)
+        number, found = next(counter), original(self, x)
+        return [(logits + wrong(stream, number), embeddings) for stream, (logits, embeddings) in enumerate(found)]
 
-    monkeypatch.setattr(openvino._Compiled, "infer", infer)
+    monkeypatch.setattr(openvino._Compiled, "run_streams", run_streams)
     return compiled
 
 
@@ -180,7 +150,7 @@ def run(engine: Engine, images: np.ndarray) -> ArrayOutputs:
 
 def test_a_wrong_first_pass_is_not_returned(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     engine, images, expected = opened()
-    compiled = damage(monkeypatch, lambda number: number == 0)
+    compiled = damage(monkeypatch, lambda stream, number: stream == 1 and number == 0)
     for _ in range(3):
         for found, right in zip(run(engine, images), expected, strict=True):
             np.testing.assert_allclose(found, right, atol=1e-4)
@@ -190,35 +160,34 @@ def test_a_wrong_first_pass_is_not_returned(monkeypatch: pytest.MonkeyPatch, cap
 
 def test_an_engine_that_stays_wrong_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, images, _ = opened()
-    damage(monkeypatch, lambda number: True)
+    damage(monkeypatch, lambda stream, number: stream == 1)
     with pytest.raises(WeightsError, match="in 3 attempts") as caught:
         run(engine, images)
     assert caught.value.code == "unstable_engine"
 
 
-def record_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that gets the number of images of each pass of OpenVINO."""
-    sizes: list[int] = []
-    original = openvino._Compiled.infer
+def test_every_stream_computes_the_images() -> None:
+    engine, images, expected = opened()
+    assert isinstance(engine, OpenVinoEngine)
+    found = engine.current.run_streams(images)
+    assert len(found) == STREAMS
+    for outputs in found:
+        for part, right in zip(outputs, expected, strict=True):
+            np.testing.assert_allclose(part, right, atol=1e-4)
 
-    def infer(self: Any, x: Any) -> ArrayOutputs:
-        sizes.append(len(x))
+
+@pytest.mark.parametrize(("streams", "sizes"), [(1, []), (STREAMS, [2, 2, 1, 1])])
+def test_the_sizes_of_requests_are_checked(streams: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, images, _ = opened(streams)
+    engine.plan = dataclasses.replace(engine.plan, request=2)
+    checked: list[int] = []
+    original = openvino._Compiled.run_streams
+
+    def run_streams(self: Any, x: Any) -> list[ArrayOutputs]:
+        checked.append(len(x))
         return original(self, x)
 
-    monkeypatch.setattr(openvino._Compiled, "infer", infer)
-    return sizes
-
-
-def test_the_first_request_of_each_size_in_a_batch_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, images, _ = opened()
-    engine.plan = dataclasses.replace(engine.plan, request=2)
-    sizes = record_sizes(monkeypatch)
-    engine(images[:7])
-    assert sizes == [2, 2, 2, 2, 1, 1]
-
-
-def test_one_stream_computes_each_batch_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, images, _ = opened(1)
-    sizes = record_sizes(monkeypatch)
-    run(engine, images)
-    assert sizes == [8]
+    monkeypatch.setattr(openvino._Compiled, "run_streams", run_streams)
+    for _ in range(2):
+        engine(images[:7])
+    assert checked == sizes

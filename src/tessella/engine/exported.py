@@ -171,6 +171,8 @@ def _start(folder: Path, card: Card, plan: Plan) -> Engine:
         shapes = [np.shape(part) for part in engine(np.zeros((1, *size, 3), np.uint8))]
         if shapes != [(1, card.num_classes or card.width), (1, card.width)]:
             raise ValueError(f"it gives {shapes}, the card says {card.num_classes} classes and width {card.width}")
+    except WeightsError:
+        raise  # such as `unstable_engine`, which another export would not help
     except Exception as error:  # each runtime has its own exceptions for graphs that it cannot read
         raise_interrupt_behind(error)
         raise WeightsError(

@@ -69,32 +69,47 @@ class _Compiled:
 
     def infer(self, x: Pixels | FloatArray) -> ArrayOutputs:
         """Run one pass: (B,H,W,C) uint8 or (B,C,H,W) normalized images -> logits (B,classes), embedding (B,width)."""
-        try:
-            request = self.idle.pop()
-        except IndexError:
-            request = self.model.create_infer_request()
+        request = self._take()
         logits, embedding = request.infer([x], share_inputs=True).values()
         self.idle.append(request)
         return logits, embedding
 
     def infer_all(self, x: Pixels | FloatArray, size: int) -> ArrayOutputs:
-        """As `infer`, in passes of `size` images; the first one of each size is checked."""
-        outputs, sizes = [], set[int]()
+        """As `infer`, in passes of `size` images. Raises DisagreementError."""
+        outputs = []
         for start in range(0, len(x), size):
             part = x[start : start + size]
-            outputs.append(self.infer(part) if len(part) in sizes else self.first_passes.run(self.infer, part))
-            sizes.add(len(part))
+            self.first_passes.check(part, self.run_streams)
+            outputs.append(self.infer(part))
         logits, embeddings = zip(*outputs, strict=True)
         return outputs[0] if len(outputs) == 1 else (np.concatenate(logits), np.concatenate(embeddings))
+
+    def run_streams(self, x: Pixels | FloatArray) -> list[ArrayOutputs]:
+        """As `infer`, in every stream at the same time: each takes one of as many requests."""
+        requests = [self._take() for _ in range(self.first_passes.streams)]
+        for request in requests:
+            request.start_async([x], share_inputs=True)
+        outputs = []
+        for request in requests:
+            request.wait()
+            logits, embedding = (request.get_output_tensor(i).data.copy() for i in range(2))
+            outputs.append((logits, embedding))
+        self.idle.extend(requests)
+        return outputs
+
+    def _take(self) -> ov.InferRequest:
+        try:
+            return self.idle.pop()
+        except IndexError:
+            return self.model.create_infer_request()
 
 
 class OpenVinoEngine(GraphEngine):
     """Runs batches of any size; each forward pass has its own request, so threads may share the engine.
 
     graph: a file, or a graph in memory with its `graph_hash`. A batch is computed in requests of `plan.request` images,
-    whose activations fit the CPU's cache better. With several streams, the first passes are checked by `FirstPasses`:
-    if they disagree, the graph is compiled again, with a warning. After ATTEMPTS, `__call__` raises WeightsError
-    `unstable_engine`.
+    whose activations fit the CPU's cache better. Several streams are checked by `FirstPasses`; if they disagree, the
+    graph is compiled again, with a warning. After ATTEMPTS, `__call__` raises WeightsError `unstable_engine`.
     """
 
     def __init__(
