@@ -85,7 +85,11 @@ class _Compiled:
         return outputs[0] if len(outputs) == 1 else (np.concatenate(logits), np.concatenate(embeddings))
 
     def run_streams(self, x: Pixels | FloatArray) -> list[ArrayOutputs]:
-        """As `infer`, in every stream at the same time: each takes one of as many requests."""
+        """As `infer`, in every stream at the same time.
+
+        There are as many requests as streams, and an idle stream takes the next one. OpenVINO does not tell which
+        stream computed a request.
+        """
         requests = [self._take() for _ in range(self.first_passes.streams)]
         for request in requests:
             request.start_async([x], share_inputs=True)
