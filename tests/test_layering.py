@@ -11,7 +11,7 @@ PACKAGE = ROOT / "src" / "tessella"
 LAYERS = [
     {"_version", "errors", "text"},
     {"arguments", "extras", "machine", "signals"},
-    {"checks"},
+    {"checks", "allocator"},
     {"storage", "results"},
     {"records"},
     {"models", "data", "utils"},

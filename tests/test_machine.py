@@ -227,3 +227,36 @@ class TestTotalMemory:
         monkeypatch.delattr(os, "sysconf")
         monkeypatch.setattr(Path, "read_text", mock.Mock(side_effect=FileNotFoundError))
         assert machine.total_memory() == 0
+
+
+class TestAvailableMemory:
+    MEMINFO = "MemTotal:       24684084 kB\nMemFree:        16327748 kB\nMemAvailable:   2048 kB\nHugePages_Total:  0\n"
+
+    @pytest.mark.parametrize(
+        ("group", "expected"),
+        [
+            ({}, 2 << 20),
+            ({"memory.max": "max"}, 2 << 20),
+            (
+                {"memory.max": "1000000", "memory.current": "600000", "memory.stat": "anon 5\ninactive_file 100\n"},
+                400100,
+            ),
+            ({"memory.max": "1000", "memory.current": "1200", "memory.stat": "anon 5\ninactive_file 100\n"}, 1),
+            ({"memory.max": "9000000", "memory.current": "0", "memory.stat": "inactive_file 0\n"}, 2 << 20),
+        ],
+        ids=["no group", "no limit", "limit", "full", "large limit"],
+    )
+    def test_machine_and_container(self, group: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        def read_text(path: Path) -> str:
+            if str(path) == "/proc/meminfo":
+                return self.MEMINFO
+            if path.name not in group:
+                raise FileNotFoundError(path)
+            return group[path.name]
+
+        monkeypatch.setattr(Path, "read_text", read_text)
+        assert machine.available_memory() == expected
+
+    def test_a_system_that_does_not_say(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Path, "read_text", mock.Mock(side_effect=FileNotFoundError))
+        assert machine.available_memory() == 0

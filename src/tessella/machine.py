@@ -235,6 +235,20 @@ def total_memory() -> int:
     return min(limits, default=0)
 
 
+def available_memory() -> int:
+    """Return the bytes of memory that processes could still use here, caches included; 0 if the system does not say."""
+    limits = []
+    with suppress(OSError, ValueError, IndexError):
+        values = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        limits.append(int(values.get("MemAvailable", "").split()[0]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no such file, or "max"
+        granted, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        cached = next(line for line in (group / "memory.stat").read_text().splitlines() if "inactive_file " in line)
+        limits.append(max(granted - used + int(cached.split()[1]), 1))
+    return min(limits, default=0)
+
+
 def lower_priority(steps: int) -> None:
     """Lower the priority of the calling thread by `steps` of `nice`, on Linux; elsewhere it belongs to the process."""
     if sys.platform == "linux":

@@ -252,7 +252,7 @@ def test_a_large_row_group_is_refused_if_memory_is_insufficient(monkeypatch: pyt
     assert len(requested) == 1
     assert requested[0] > 2000
     monkeypatch.setattr(parquet, "make_room", memory.make_room)
-    monkeypatch.setattr(memory, "_available", lambda: 10)
+    monkeypatch.setattr(memory, "available_memory", lambda: 10)
     Path(name).touch()
     (first, *_) = iter_sources([name])
     with pytest.raises(ImageError, match="row_group_size") as error:

@@ -288,7 +288,7 @@ def test_a_model_that_is_loaded_again_while_its_memory_is_returned_is_reported_a
         assert events == [f"loaded {SECOND}", f"unloaded {SECOND}", f"loaded {SECOND}"]
         await host.close()
 
-    monkeypatch.setattr(models, "_return_memory", return_memory)
+    monkeypatch.setattr(models, "return_freed_memory", return_memory)
     asyncio.run(scenario())
 
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ..machine import available_memory
+
 _headroom = 0  # bytes above the memory in use; 0: `set_limit` was not called
 _ceiling = 0  # bytes, the limit of the system or the user; 0: there is none
 
@@ -37,7 +39,7 @@ def make_room(needed: int) -> bool:
 
     Returns False, and does nothing, if the machine does not have that much memory available.
     """
-    if needed and needed > _available():
+    if needed and 0 < available_memory() < needed:
         return False
     if needed:
         _announce()
@@ -50,12 +52,3 @@ def make_room(needed: int) -> bool:
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (min(limit, _ceiling or limit), hard))
     return True
-
-
-def _available() -> int:
-    """Return the bytes of memory available to processes, or sys.maxsize if the system does not report them."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, ValueError, IndexError, StopIteration):
-        return sys.maxsize

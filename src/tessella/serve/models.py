@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from ..allocator import return_freed_memory
 from ..bulk.run_folder import model_of
 from ..calibration.calibration import Calibration
 from ..data.spec import InputSpec
@@ -296,7 +294,7 @@ class ModelHost:
         released, entry.memory = entry.memory, 0
         self._releasing += released
         try:
-            await in_thread(_return_memory)
+            await in_thread(return_freed_memory)
         finally:
             self._releasing -= released
 
@@ -349,14 +347,6 @@ def _float32_fingerprint(predictor: Predictor) -> str:
         return ""
     settings = dict(policy=predictor.policy, transform=predictor.transform, precision="float32")
     return hash_identity(identify(network, predictor.spec), **settings)
-
-
-def _return_memory() -> None:
-    """Free what is not referenced any more, and let the C library return it to the system (glibc)."""
-    gc.collect()
-    if sys.platform == "linux":
-        with suppress(OSError, AttributeError):  # another C library
-            ctypes.CDLL(None).malloc_trim(0)
 
 
 def _copy(error: TessellaError) -> TessellaError:

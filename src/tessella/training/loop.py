@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from ..allocator import FreedMemory
 from ..checks import checked
 from ..data.augment import TrainTransform
 from ..data.datasets import LabelledImages
@@ -255,10 +256,10 @@ class TrainingRun:
 
     def train_epochs(self) -> None:
         """Train until the last epoch is validated and saved; raises TrainingError."""
-        with GracefulStop() as stop:
+        with GracefulStop() as stop, FreedMemory() as freed_memory:
             for epoch in range(self.epochs_done, self.config.epochs):
                 started = time.monotonic()
-                self._train_epoch(epoch, stop)
+                self._train_epoch(epoch, stop, freed_memory)
                 validation = self._validate()
                 self.best = self.best.better(validation, epoch, self.steps_done + epoch + 1)
                 self._report(
@@ -281,7 +282,7 @@ class TrainingRun:
                 self.epochs_done, self.totals = epoch + 1, EpochTotals()
                 self.save()
 
-    def _train_epoch(self, epoch: int, stop: GracefulStop) -> None:
+    def _train_epoch(self, epoch: int, stop: GracefulStop, freed_memory: FreedMemory) -> None:
         """Do the remaining steps of an epoch; raises TrainingError."""
         config, log = self.config, self.log
         self.trainer.train()
@@ -291,6 +292,7 @@ class TrainingRun:
             overdue = time.monotonic() - self.saved_at > 60 * config.checkpoint_minutes
             with _memory_errors(config):
                 result = self.trainer.step(batch, self.steps_done, lr, stop.requested, overdue)
+            freed_memory.adjust()
             self.steps_done += 1
             log.write_skipped(self.pool, batch, epoch, self.steps_done)
             self.totals.add(result, config.batch_size)
