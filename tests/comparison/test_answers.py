@@ -161,3 +161,11 @@ def test_total_variation_compares_the_same_classes() -> None:
     numbers = np.array([0, 1, 2])
     assert total_variation(old, old[:, [2, 0, 1]], numbers, numbers[[2, 0, 1]]) == pytest.approx(0, abs=1e-7)
     assert total_variation(old, old[:, ::-1], numbers, numbers) == pytest.approx((0.3 + 1) / 2)
+
+
+def test_total_variation_adds_classes_of_the_same_name() -> None:
+    """ImageNet has two classes named crane; in the other model, they are in another order."""
+    numbers = np.array([0, 1, 0])
+    old = np.array([[0.5, 0.3, 0.2]], np.float32)
+    assert total_variation(old, old[:, [2, 1, 0]], numbers, numbers) == pytest.approx(0, abs=1e-7)
+    assert total_variation(old, old[:, [0, 2, 1]], numbers, numbers) == pytest.approx(0.1)

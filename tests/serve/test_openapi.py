@@ -16,7 +16,8 @@ from .test_security import HOST, call, new_app
 
 # `TESSELLA_SCHEMATHESIS_EXAMPLES=1000 python -m pytest tests/serve/test_openapi.py` is the long run
 EXAMPLES = int(os.environ.get("TESSELLA_SCHEMATHESIS_EXAMPLES", "100"))
-CONFIG = """
+CONFIG = f"""
+hooks = "{Path(__file__).with_name("schemathesis_hooks.py")}"
 # the first explanation waits for PyTorch, on a machine that other tests use
 request-timeout = 150
 [checks.positive_data_acceptance]

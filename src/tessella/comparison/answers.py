@@ -191,10 +191,14 @@ def agreement_of(old_N: Ints, new_N: Ints, both_N: Mask) -> AnswerAgreement:
 def total_variation(old_TK: FloatArray, new_TK: FloatArray, old_K: Ints, new_K: Ints) -> float:
     """Return the mean total variation distance of probabilities (T,K): half of the sum of absolute differences.
 
-    old_K, new_K: common numbers of the classes, which are the same for both.
+    old_K, new_K: common numbers of the classes. Classes with the same number, because they have the same name, count as
+    one.
     """
-    difference_TK = old_TK[:, np.argsort(old_K)] - new_TK[:, np.argsort(new_K)]
-    return float(np.abs(difference_TK).sum(1, dtype=np.float64).mean() / 2)
+    size = int(max(old_K.max(), new_K.max())) + 1
+    difference_CT = np.zeros((size, len(old_TK)))
+    np.add.at(difference_CT, old_K, old_TK.T)
+    np.subtract.at(difference_CT, new_K, new_TK.T)
+    return float(np.abs(difference_CT).sum(0).mean() / 2)
 
 
 def known_probabilities(
