@@ -1,9 +1,8 @@
 """Add the models of benchmarks/train_cifar10.py to the package: `python benchmarks/register.py RUN ... --test FILE`.
 
-Each RUN is a finished run, such as OUT/mixer_ti_p4_32; of a model that is trained in two stages, it is both runs,
-OUT/convmixer-1,OUT/convmixer-2. They were made without the test images: a tenth of cifar10-train.parquet was held out,
-and the settings in benchmarks/cifar10_models were chosen by it. FILE has the figures of the test images, which were
-evaluated once, after all choices:
+Each RUN is a finished run, such as OUT/mixer_ti_p4_32. They were made without the test images: a tenth of
+cifar10-train.parquet was held out, and the settings in benchmarks/cifar10_models were chosen by it. FILE has the
+figures of the test images, which were evaluated once, after all choices:
 
     tessella evaluate cifar10-test.parquet --engine rewritten --precision float32 --no-calibration --json \\
         -m local-dir:RUN ... > FILE
@@ -20,8 +19,6 @@ import argparse
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,49 +31,31 @@ from tessella.weights.catalogue import BUILTIN_FOLDER
 
 TAG, MOST_BYTES, FOLDER = "cifar10", 3_000_000, "local-dir:"
 COMMAND = "python benchmarks/train_cifar10.py cifar10-train.parquet OUT"
-PATHS = ("init_from", "teacher")  # settings that name files, which may be elsewhere
-NAMES = ("model", "model_args.dim", "model_args.kernel_size")  # an earlier stage can be described in two ways
 NOTE = "trained by this project on a JPEG copy of CIFAR-10: it knows these ten classes only, at 32 px"
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A finished run: its settings, and its report."""
-
-    settings: dict[str, Any]
-    report: dict[str, Any]
-
-    @classmethod
-    def read(cls, run: Path, name: str, *, is_last: bool = True) -> Stage:
-        """Read the files of a run. Exits if its settings are not those of this name in the recipe."""
-        settings = TrainConfig.from_dict(read_config(run / "train.json"))
-        allowed = PATHS if is_last else PATHS + NAMES
-        if changed := [key for key in differences(recipe.read_settings(name), settings) if key not in allowed]:
-            raise SystemExit(f"{run} was not made with the settings of {name}: {', '.join(changed)} differ")
-        return cls(settings.as_dict(), json.loads((run / "report" / "report.json").read_text()))
-
-
-def register(runs: Sequence[Path], test: dict[str, Any]) -> str:
+def register(run: Path, test: dict[str, Any]) -> str:
     """Write or replace the weights, row and card of a model, and return its name.
 
-    runs: the stages of its training. test: what `tessella evaluate` gave for the test images.
+    test: what `tessella evaluate` gave for the test images. Exits if the run has other settings than the recipe.
     """
-    run = runs[-1]
     told = json.loads((run / "config.json").read_text())
-    name = f"{told['architecture']}.{TAG}"
-    names = recipe.STAGES if len(runs) > 1 else (told["architecture"],)
-    if len(runs) != len(names):
-        raise SystemExit(f"{name} has {len(runs)} runs, expected {len(names)}")
-    stages = [Stage.read(one, key, is_last=one is run) for one, key in zip(runs, names, strict=True)]
+    architecture = told["architecture"]
+    settings = TrainConfig.from_dict(read_config(run / "train.json"))
+    changed = differences(recipe.read_settings(architecture, teacher=settings.teacher), settings)
+    if changed:
+        raise SystemExit(f"{run} was not made with the settings of {architecture}: {', '.join(changed)} differ")
     weights = run / "model.safetensors"
     if weights.stat().st_size > MOST_BYTES:
         raise SystemExit(
             f"{weights} has {weights.stat().st_size:,} bytes, more than {MOST_BYTES:,}, the limit for built-in models"
         )
+    name = f"{architecture}.{TAG}"
     file = BUILTIN_FOLDER / f"{name}.safetensors"
     shutil.copyfile(weights, file)
     write_row(told, file, test)
-    write_atomic(BUILTIN_FOLDER / f"{name}.md", card(stages, told, test).encode())
+    report = json.loads((run / "report" / "report.json").read_text())
+    write_atomic(BUILTIN_FOLDER / f"{name}.md", card(settings, report, told, test).encode())
     return name
 
 
@@ -107,12 +86,14 @@ def architecture_of(name: str) -> str:
     return str(json.loads((Path(name.removeprefix(FOLDER)) / "config.json").read_text())["architecture"])
 
 
-def card(stages: Sequence[Stage], told: dict[str, Any], test: dict[str, Any]) -> str:
+def card(settings: TrainConfig, report: dict[str, Any], told: dict[str, Any], test: dict[str, Any]) -> str:
     """Return the card as Markdown."""
-    report = stages[-1].report
-    metrics, conditions = report["metrics"], report["conditions"]
-    settings = stages[-1].settings
-    history = [row for stage in stages for row in stage.report["history"]]
+    metrics, conditions, history = report["metrics"], report["conditions"], report["history"]
+    teacher = (
+        f"The teacher was `{architecture_of(settings.teacher)}`, trained on the same images. "
+        if settings.teacher
+        else ""
+    )
     architecture, hours = told["architecture"], sum(row["seconds"] for row in history) / 3600
     found = info(architecture)
     papers = ", ".join(f"arXiv:{paper.arxiv}" for paper in found.papers)
@@ -126,13 +107,13 @@ def card(stages: Sequence[Stage], told: dict[str, Any], test: dict[str, Any]) ->
         f"{100 * test['top1']:.2f} %, top-5 {100 * test['top5']:.2f} %, loss {test['loss']:.4f}, calibration error "
         f"{test['ece']:.4f} before its calibration. The data is a JPEG copy of CIFAR-10, so the figures are slightly "
         "lower than those for the original pixels.", "",
-        f"Trained on 90 % of the 50,000 training images, from random weights, seed {settings['seed']}; the settings "
+        f"Trained on 90 % of the 50,000 training images, from random weights, seed {settings.seed}; the settings "
         f"were chosen by the accuracy on the other {metrics['count']:,} images, {100 * metrics['top1']:.2f} % at the "
-        f"end. {' '.join([*facts_about(stages), 'In the root of the repository:'])}", "",
+        f"end. {teacher}In the root of the repository:", "",
         f"    {COMMAND}", "",
         f"{conditions['hardware']}; {conditions['versions'].split(', openvino')[0]}; {hours:.1f} hours, other work "
         f"at the same time. The weights are those of the last step"
-        f"{', averaged exponentially over the steps' if settings['ema_decay'] else ''}.", "",
+        f"{', averaged exponentially over the steps' if settings.ema_decay else ''}.", "",
         "| epoch | training loss | held-out loss | held-out top-1 | seconds |", "| ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for number, row in enumerate(history, 1):
@@ -143,33 +124,18 @@ def card(stages: Sequence[Stage], told: dict[str, Any], test: dict[str, Any]) ->
     return "\n".join(lines) + "\n"
 
 
-def facts_about(stages: Sequence[Stage]) -> Iterator[str]:
-    """Yield sentences about the stages and the teacher, if there are several stages or a teacher."""
-    if len(stages) > 1:
-        epochs = " and ".join(str(stage.settings["epochs"]) for stage in stages)
-        yield (
-            f"There were {len(stages)} stages of {epochs} epochs: the second one started from the weights of the first "
-            "one, whose depthwise kernels were padded with zeros."
-        )
-    if teacher := stages[-1].settings["teacher"]:
-        yield f"The teacher was `{architecture_of(teacher)}`, trained on the same images."
-
-
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folder of a finished run, or of all stages, separated by commas"
-    )
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a finished run")
     parser.add_argument(
         "--test", type=Path, required=True, metavar="FILE", help="evaluation of the runs, as JSON lines"
     )
     args = parser.parse_args()
     rows = map(json.loads, args.test.read_text().splitlines())
     evaluations = {Path(row["model"].removeprefix(FOLDER)).resolve(): row for row in rows}
-    for text in args.runs:
-        runs = [Path(run) for run in text.split(",")]
-        print(register(runs, evaluations[runs[-1].resolve()]))
+    for run in args.runs:
+        print(register(run, evaluations[run.resolve()]))
 
 
 if __name__ == "__main__":

@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-import tessella
 from tessella.training import EpochEvent, TrainConfig, TrainingEvent
 from tessella.training.loop import train
 
@@ -21,10 +19,8 @@ from .test_photographs import load
 
 recipe, register = load("train_cifar10"), load("register")
 SETTINGS, STUDENTS = recipe.SETTINGS, recipe.STUDENTS  # those of the real models
-CONVMIXER = "convmixer_256_8_ks3_p4"
 TINY = {  # the changed fields of the architectures that are trained
-    "convmixer-1": dict(dim=8, depth=1, kernel_size=3),
-    "convmixer-2": dict(dim=12, depth=1, kernel_size=5),
+    "convmixer_256_8_ks5_p2": dict(dim=8, depth=1),
     "gmixer_ti_p4_32": dict(embed_dim=8, num_blocks=1),
     "convit_ti_p4_32": dict(embed_dim=4, num_heads=3, depth=2, local_up_to_layer=1),
 }
@@ -47,8 +43,6 @@ def write_settings(folder: Path) -> Path:
     for name, args in TINY.items():
         settings = json.loads((SETTINGS / f"{name}.json").read_text())
         settings |= dict(model_args=args, epochs=1, batch_size=16)
-        if name in recipe.STAGES:
-            settings["model"] = CONVMIXER
         (folder / f"{name}.json").write_text(json.dumps(settings))
     return folder
 
@@ -70,7 +64,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(recipe, "SETTINGS", write_settings(tmp_path_factory.mktemp("settings")))
-        patch.setattr(recipe, "STUDENTS", tuple(name for name in TINY if name not in recipe.STAGES))
+        patch.setattr(recipe, "STUDENTS", tuple(name for name in TINY if name != recipe.TEACHER))
         patch.setattr(recipe, "train", watched)
         recipe.train_models(data / "cifar10-train.parquet", out)
         yield out, names
@@ -85,7 +79,7 @@ def test_all_models_are_trained_in_order(trained: tuple[Path, list[str]]) -> Non
         assert 0 < held_out < 30
     for name in recipe.STUDENTS:
         record = json.loads((out / name / "train.json").read_text())
-        assert record["config"]["teacher"] == f"local-dir:{out / 'convmixer-2'}"
+        assert record["config"]["teacher"] == f"local-dir:{out / recipe.TEACHER}"
 
 
 def test_a_finished_run_is_not_trained_again(trained: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,55 +98,41 @@ def builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_both_stages_are_registered(trained: tuple[Path, list[str]], builtin: Path) -> None:
-    runs = [trained[0] / name for name in recipe.STAGES]
+def test_a_model_is_registered(trained: tuple[Path, list[str]], builtin: Path) -> None:
+    run = trained[0] / recipe.TEACHER
     for _ in range(2):  # the second time, its row is replaced
-        assert register.register(runs, TEST) == f"{CONVMIXER}.cifar10"
+        assert register.register(run, TEST) == f"{recipe.TEACHER}.cifar10"
         row, other = json.loads((builtin / "builtin.json").read_text())
     assert other["name"] == "convmixer_384_8_ks5_p8.cifar10"
-    assert (row["name"], row["first_conv"], row["num_classes"]) == (f"{CONVMIXER}.cifar10", "stem.0", 2)
+    assert (row["name"], row["first_conv"], row["num_classes"]) == (f"{recipe.TEACHER}.cifar10", "stem.0", 2)
     assert row["accuracy"] == dict(cifar10=dict(top1=50.0, top5=90.0, img_size=32))
-    assert (builtin / row["file"]).read_bytes() == (runs[1] / "model.safetensors").read_bytes()
-    card = (builtin / f"{CONVMIXER}.cifar10.md").read_text()
-    assert "There were 2 stages of 1 and 1 epochs" in card
+    assert (builtin / row["file"]).read_bytes() == (run / "model.safetensors").read_bytes()
+    card = (builtin / f"{recipe.TEACHER}.cifar10.md").read_text()
+    assert "The teacher was" not in card
     assert "\n    python benchmarks/train_cifar10.py cifar10-train.parquet OUT\n" in card
-    assert card.count("\n| 2 | ") == 1  # the epochs of both
+    assert card.count("\n| 1 | ") == 1
     assert str(trained[0]) not in card
 
 
 def test_the_card_of_a_student_names_its_teacher(trained: tuple[Path, list[str]], builtin: Path) -> None:
     (builtin / "builtin.json").write_text(json.dumps([dict(name="gmixer_other.cifar10")]))
-    name = register.register([trained[0] / "gmixer_ti_p4_32"], TEST)
-    assert f"The teacher was `{CONVMIXER}`" in (builtin / f"{name}.md").read_text()
+    name = register.register(trained[0] / "gmixer_ti_p4_32", TEST)
+    assert f"The teacher was `{recipe.TEACHER}`" in (builtin / f"{name}.md").read_text()
 
 
 def test_a_run_with_other_settings_is_refused(
     trained: tuple[Path, list[str]], builtin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = recipe.read_settings
-    monkeypatch.setattr(recipe, "read_settings", lambda name: before(name, lr=0.5))
+    monkeypatch.setattr(recipe, "read_settings", lambda name, **changes: before(name, lr=0.5, **changes))
     with pytest.raises(SystemExit, match=r"was not made with the settings of gmixer_ti_p4_32: lr differ"):
-        register.register([trained[0] / "gmixer_ti_p4_32"], TEST)
+        register.register(trained[0] / "gmixer_ti_p4_32", TEST)
     assert [path.name for path in builtin.iterdir()] == ["builtin.json"]
-
-
-def test_a_widened_model_is_the_same_function(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    small = tessella.create_model(CONVMIXER, dim=8, depth=2, kernel_size=3).eval()
-    tessella.save_pretrained(small, tmp_path / "small")
-    file = tmp_path / "wide.safetensors"
-    architecture = recipe.architecture_of(TrainConfig(model=CONVMIXER, model_args=dict(dim=20, depth=2, kernel_size=5)))
-    recipe.widen(tmp_path / "small" / "model.safetensors", architecture, file)
-    wide = tessella.create_model(CONVMIXER, dim=20, depth=2, kernel_size=5, checkpoint_path=file)
-    images = torch.randn(2, 3, 32, 32)
-    with torch.inference_mode():
-        torch.testing.assert_close(wide.eval()(images), small(images))
 
 
 def test_the_settings_are_those_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipe, "SETTINGS", SETTINGS)
-    settings = {name: recipe.read_settings(name) for name in (*recipe.STAGES, *STUDENTS)}
+    settings = {name: recipe.read_settings(name) for name in (recipe.TEACHER, *STUDENTS)}
     assert sorted(path.stem for path in SETTINGS.glob("*.json")) == sorted(settings)
-    assert [settings[name].model for name in STUDENTS] == list(STUDENTS)
+    assert [config.model for config in settings.values()] == list(settings)
     assert {(config.seed, config.select, config.img_size) for config in settings.values()} == {(0, "last", 32)}
-    assert settings["convmixer-1"].model_args == dict(dim=128, kernel_size=3)

@@ -126,6 +126,7 @@ REMAPPED = {
 
 OWN_ARCHITECTURES = (  # not in timm
     "convmixer_256_8_ks3_p4",
+    "convmixer_256_8_ks5_p2",
     "convmixer_384_8_ks5_p8",
     "convit_ti_p4_32",
     "crossvit_ti_dagger_p4_32",

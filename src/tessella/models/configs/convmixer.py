@@ -34,6 +34,9 @@ VARIANTS = {  # Table 1 of the paper under timm's names, then models of this pro
     "convmixer_256_8_ks3_p4": ConvMixerConfig(
         dim=256, depth=8, kernel_size=3, patch_size=4, act_layer="relu", num_classes=10
     ),
+    "convmixer_256_8_ks5_p2": ConvMixerConfig(
+        dim=256, depth=8, kernel_size=5, patch_size=2, act_layer="relu", num_classes=10
+    ),
     "convmixer_384_8_ks5_p8": ConvMixerConfig(dim=384, depth=8, kernel_size=5, patch_size=8, act_layer="relu"),
 }
 
