@@ -5,9 +5,9 @@ validation. Instead, a tenth of them, chosen by a hash of their keys, is held ou
 benchmarks/cifar10_models were chosen by the accuracy on this tenth.
 
 ConvMixer is trained like the one of its authors for CIFAR-10, with a large learning rate and little regularization. It
-is the teacher of the four other models. Every model is trained from random weights in OUT/ARCHITECTURE, and has the
-weights of the last step. The accuracies on the held-out images are printed at the end. Run the same command again to
-resume.
+is the teacher of the four other models. These see the same crops of the images, so its outputs are computed once, for
+the first of them. Every model is trained from random weights in OUT/ARCHITECTURE, and has the weights of the last step.
+The accuracies on the held-out images are printed at the end. Run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from tessella.cli.progress import TrainingProgress
@@ -29,6 +30,7 @@ from tessella.data.datasets import open_split
 from tessella.errors import TessellaError
 from tessella.training import train
 from tessella.training.config import TrainConfig, read_config
+from tessella.training.distillation import OUTPUTS
 
 SETTINGS = Path(__file__).resolve().parent / "cifar10_models"
 TEACHER = "convmixer_256_8_ks5_p2"
@@ -58,15 +60,33 @@ def configs(out: Path) -> Iterator[tuple[str, TrainConfig]]:
         yield name, read_settings(name, teacher=f"local-dir:{out / TEACHER}")
 
 
+def share_teacher_outputs(out: Path, name: str) -> None:
+    """Let the run of a student read the teacher's outputs for crops that an earlier student has seen, and add others.
+
+    The file is a link in the folder of each run, which is deleted when the run is done. A row has a checksum of its
+    crop, so rows of other crops are never used.
+    """
+    shared, run = out / OUTPUTS, out / name
+    if (run / OUTPUTS).exists() or (run / "model.safetensors").exists():
+        return
+    run.mkdir(exist_ok=True)
+    shared.touch()
+    with suppress(OSError):  # a file system without links: the outputs are computed again
+        os.link(shared, run / OUTPUTS)
+
+
 def train_models(file: Path, out: Path) -> None:
     """Train all models, as far as they have not been trained yet, and print their accuracies."""
     images = open_split(str(copy_data(file, out / "data")))
     trained = []
     for name, config in configs(out):
         print(f"{name}:", flush=True)
+        if name in STUDENTS:
+            share_teacher_outputs(out, name)
         with TrainingProgress() as progress:
             train(images, out / name, config, on_event=progress)
         trained.append(name)
+    (out / OUTPUTS).unlink(missing_ok=True)
     for name in trained:
         found = json.loads((out / name / "report" / "report.json").read_text())["metrics"]
         print(f"{name}: {100 * found['top1']:.2f} % of {found['count']:,} held-out images")

@@ -6,12 +6,15 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from tessella.data.row_cache import RowCache
 from tessella.training import EpochEvent, TrainConfig, TrainingEvent
+from tessella.training.distillation import OUTPUTS
 from tessella.training.loop import train
 
 from ..data.labelled import write_parquet
@@ -25,6 +28,14 @@ TINY = {  # the changed fields of the architectures that are trained
     "convit_ti_p4_32": dict(embed_dim=4, num_heads=3, depth=2, local_up_to_layer=1),
 }
 TEST = dict(images=10_000, top1=0.5, top5=0.9, loss=1.5, ece=0.01)
+
+
+class Trained(NamedTuple):
+    """out: OUT. names: of the runs, when they end an epoch. written: of the runs, once per row of the teacher."""
+
+    out: Path
+    names: list[str]
+    written: list[str]
 
 
 def make_parquet(path: Path) -> None:
@@ -48,12 +59,18 @@ def write_settings(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, list[str]]]:
-    """Train tiny models in the place of the real ones; yield OUT, and the name of each run when it ends an epoch."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
+    """Train tiny models in the place of the real ones."""
     data, out = tmp_path_factory.mktemp("data"), tmp_path_factory.mktemp("out")
     make_parquet(data / "cifar10-train.parquet")
     (data / "cifar10-test.parquet").write_bytes(b"must not be read")
     names: list[str] = []
+    written: list[str] = []
+    put = RowCache.put
+
+    def counted(cache: RowCache, *args: Any) -> None:
+        written.append(cache.path.parent.name)
+        put(cache, *args)
 
     def watched(images: object, run: Path, config: TrainConfig, on_event: object) -> Path:
         def watch(event: TrainingEvent) -> None:
@@ -66,12 +83,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, li
         patch.setattr(recipe, "SETTINGS", write_settings(tmp_path_factory.mktemp("settings")))
         patch.setattr(recipe, "STUDENTS", tuple(name for name in TINY if name != recipe.TEACHER))
         patch.setattr(recipe, "train", watched)
+        patch.setattr(RowCache, "put", counted)
         recipe.train_models(data / "cifar10-train.parquet", out)
-        yield out, names
+        yield Trained(out, names, written)
 
 
-def test_all_models_are_trained_in_order(trained: tuple[Path, list[str]]) -> None:
-    out, names = trained
+def test_all_models_are_trained_in_order(trained: Trained) -> None:
+    out, names, _ = trained
     assert names == list(TINY)
     for name in TINY:
         assert (out / name / "model.safetensors").is_file()
@@ -82,8 +100,15 @@ def test_all_models_are_trained_in_order(trained: tuple[Path, list[str]]) -> Non
         assert record["config"]["teacher"] == f"local-dir:{out / recipe.TEACHER}"
 
 
-def test_a_finished_run_is_not_trained_again(trained: tuple[Path, list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
-    out, names = trained
+def test_the_outputs_of_the_teacher_are_computed_once(trained: Trained) -> None:
+    first, *others = [name for name in TINY if name != recipe.TEACHER]
+    assert others
+    assert set(trained.written) == {first}
+    assert not list(trained.out.rglob(OUTPUTS))
+
+
+def test_a_finished_run_is_not_trained_again(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, names, _ = trained
     monkeypatch.setattr(recipe, "STUDENTS", ())
     recipe.train_models(out / "data" / "cifar10-train.parquet", out)
     assert names == list(TINY)
@@ -98,8 +123,8 @@ def builtin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_model_is_registered(trained: tuple[Path, list[str]], builtin: Path) -> None:
-    run = trained[0] / recipe.TEACHER
+def test_a_model_is_registered(trained: Trained, builtin: Path) -> None:
+    run = trained.out / recipe.TEACHER
     for _ in range(2):  # the second time, its row is replaced
         assert register.register(run, TEST) == f"{recipe.TEACHER}.cifar10"
         row, other = json.loads((builtin / "builtin.json").read_text())
@@ -111,22 +136,20 @@ def test_a_model_is_registered(trained: tuple[Path, list[str]], builtin: Path) -
     assert "The teacher was" not in card
     assert "\n    python benchmarks/train_cifar10.py cifar10-train.parquet OUT\n" in card
     assert card.count("\n| 1 | ") == 1
-    assert str(trained[0]) not in card
+    assert str(trained.out) not in card
 
 
-def test_the_card_of_a_student_names_its_teacher(trained: tuple[Path, list[str]], builtin: Path) -> None:
+def test_the_card_of_a_student_names_its_teacher(trained: Trained, builtin: Path) -> None:
     (builtin / "builtin.json").write_text(json.dumps([dict(name="gmixer_other.cifar10")]))
-    name = register.register(trained[0] / "gmixer_ti_p4_32", TEST)
+    name = register.register(trained.out / "gmixer_ti_p4_32", TEST)
     assert f"The teacher was `{recipe.TEACHER}`" in (builtin / f"{name}.md").read_text()
 
 
-def test_a_run_with_other_settings_is_refused(
-    trained: tuple[Path, list[str]], builtin: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_other_settings_is_refused(trained: Trained, builtin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = recipe.read_settings
     monkeypatch.setattr(recipe, "read_settings", lambda name, **changes: before(name, lr=0.5, **changes))
     with pytest.raises(SystemExit, match=r"was not made with the settings of gmixer_ti_p4_32: lr differ"):
-        register.register(trained[0] / "gmixer_ti_p4_32", TEST)
+        register.register(trained.out / "gmixer_ti_p4_32", TEST)
     assert [path.name for path in builtin.iterdir()] == ["builtin.json"]
 
 
@@ -135,4 +158,6 @@ def test_the_settings_are_those_of_the_recipe(monkeypatch: pytest.MonkeyPatch) -
     settings = {name: recipe.read_settings(name) for name in (recipe.TEACHER, *STUDENTS)}
     assert sorted(path.stem for path in SETTINGS.glob("*.json")) == sorted(settings)
     assert [config.model for config in settings.values()] == list(settings)
+    crops = [(settings[name].augmentation, settings[name].batch_size, settings[name].repeats) for name in STUDENTS]
+    assert all(crop == crops[0] for crop in crops)  # the students share the teacher's outputs
     assert {(config.seed, config.select, config.img_size) for config in settings.values()} == {(0, "last", 32)}
