@@ -31,6 +31,7 @@ import numpy as np
 from neighbors import CLASS_OF, name_of
 from photographs import CIFAR_KINDS, Clothing
 from table import RESULTS, write_table
+from train_cifar10 import copy_data
 
 from tessella.calibration import Calibration, CalibrationSettings, write_calibration
 from tessella.calibration.calibration import CalibrationData
@@ -254,22 +255,28 @@ def draw_reliability(path: Path, models: Sequence[tuple[Predictor, LabeledOutput
 # --- commands ---------------------------------------------------------------------------------------------------------
 
 
+def held_out_images(train: Path, folder: Path) -> LabelledImages:
+    """Return the tenth that training on this file holds out. folder: for a copy, which has no test images beside it."""
+    return open_split(str(copy_data(train, folder / "data")))[1]
+
+
 def make(args: argparse.Namespace) -> None:
     """Write the calibrations of built-in models."""
     runner = Runner(args.cache)
-    if args.train:
-        images = open_split(args.train)[1]
-        origin = f"the tenth of {args.train.name} that was held out of the training"
-        data = CalibrationData(origin, images.fingerprint, len(images), 0)
-    else:
-        images = open_labelled(args.held_out)
-        data = data_of(images, args.part)
-    for name in args.models:
-        if name == PHOTOGRAPHS:
-            continue
-        predictor = load(name, calibration=None)
-        outputs = runner.labeled(predictor, images).take(places_of(args.part, len(images)))
-        show(name, make_calibration(predictor, outputs, CalibrationSettings(), data).calibration)
+    with tempfile.TemporaryDirectory() as folder:
+        if args.train:
+            images = held_out_images(args.train, Path(folder))
+            origin = f"the tenth of {args.train.name} that was held out of the training"
+            data = CalibrationData(origin, images.fingerprint, len(images), 0)
+        else:
+            images = open_labelled(args.held_out)
+            data = data_of(images, args.part)
+        for name in args.models:
+            if name == PHOTOGRAPHS:
+                continue
+            predictor = load(name, calibration=None)
+            outputs = runner.labeled(predictor, images).take(places_of(args.part, len(images)))
+            show(name, make_calibration(predictor, outputs, CalibrationSettings(), data).calibration)
     if PHOTOGRAPHS in args.models:
         predictor = load(PHOTOGRAPHS, calibration=None)
         outputs = runner.photographs(predictor, args.photos)

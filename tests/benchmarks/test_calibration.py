@@ -14,6 +14,7 @@ from tessella.evaluation.calibration_figures import Judged
 from ..calibration.made import made_outputs, made_unknown
 from ..evaluation.small_data import NAMES, folder_of, predictor_of
 from .test_photographs import load
+from .test_train_cifar10 import make_parquet
 
 calibration = load("calibration")
 
@@ -30,6 +31,15 @@ def test_data_are_named_without_their_folder(tmp_path: Path) -> None:
     assert (whole.origin, whole.images) == ("data", 30)
     assert (part.origin, part.images) == ("data, part 2/2", 15)
     assert whole.fingerprint == images.fingerprint != part.fingerprint
+
+
+def test_test_images_beside_the_training_images_are_not_used(tmp_path: Path) -> None:
+    """As in shared/data. They would be the validation images of the folder."""
+    make_parquet(tmp_path / "cifar10-train.parquet")
+    make_parquet(tmp_path / "cifar10-test.parquet")
+    images = calibration.held_out_images(tmp_path / "cifar10-train.parquet", tmp_path / "copy")
+    assert 0 < len(images) < 30
+    assert all("cifar10-train" in images.source(i).key for i in range(len(images)))
 
 
 def test_outputs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
