@@ -24,10 +24,12 @@ from typing import Any
 
 import train_cifar10 as recipe
 
+from tessella import create_model
 from tessella.info import info
 from tessella.storage import write_atomic
 from tessella.training.config import TrainConfig, differences, read_config
 from tessella.weights.catalogue import BUILTIN_FOLDER
+from tessella.weights.counting import cost
 
 TAG, MOST_BYTES, FOLDER = "cifar10", 3_000_000, "local-dir:"
 COMMAND = "python benchmarks/train_cifar10.py cifar10-train.parquet OUT"
@@ -96,11 +98,12 @@ def card(settings: TrainConfig, report: dict[str, Any], told: dict[str, Any], te
     )
     architecture, hours = told["architecture"], sum(row["seconds"] for row in history) / 3600
     found = info(architecture)
+    counts = cost(create_model(architecture, **told["model_args"]), tuple(told["pretrained_cfg"]["input_size"]))
     papers = ", ".join(f"arXiv:{paper.arxiv}" for paper in found.papers)
     lines = [
         f"# {architecture}.{TAG}", "",
-        f"{found.family} ({papers}) for 32 x 32 pixel images: {found.cost.params:,} parameters, "
-        f"{found.cost.macs / 1e6:.0f} million multiply-adds per image, Apache-2.0. It knows ten classes: "
+        f"{found.family} ({papers}) for 32 x 32 pixel images: {counts.params:,} parameters, "
+        f"{counts.macs / 1e6:.0f} million multiply-adds per image, Apache-2.0. It knows ten classes: "
         f"{', '.join(told['label_names'])}. On anything else it gives the nearest of these words, with a confidence "
         "that means little.", "",
         f"On all {test['images']:,} CIFAR-10 test images, evaluated once, after training: top-1 "

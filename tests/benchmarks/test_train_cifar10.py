@@ -134,6 +134,7 @@ def test_a_model_is_registered(trained: Trained, builtin: Path) -> None:
     assert (builtin / row["file"]).read_bytes() == (run / "model.safetensors").read_bytes()
     card = (builtin / f"{recipe.TEACHER}.cifar10.md").read_text()
     assert "The teacher was" not in card
+    assert "450 parameters" in card
     assert "\n    python benchmarks/train_cifar10.py cifar10-train.parquet OUT\n" in card
     assert card.count("\n| 1 | ") == 1
     assert str(trained.out) not in card
