@@ -32,6 +32,7 @@ CASES: tuple[tuple[str, int, int, str, dict[str, Any]], ...] = (
     ("mixer_s32_224", 224, 128, "float32", {}),
     ("crossvit_9_240", 240, 32, "float32", {}),
 )
+_FIRST = 3  # steps that prepare kernels and memory
 
 
 def measure(case: int, keep: bool, steps: int) -> dict[str, float]:
@@ -40,11 +41,11 @@ def measure(case: int, keep: bool, steps: int) -> dict[str, float]:
     step = make_step(name, size, batch, changes, name.startswith("convmixer"), precision)
     times, shares = [], []
     with FreedMemory() as freed_memory:
-        for i in range(steps + 4):
+        for i in range(steps + _FIRST):
             before = resource.getrusage(resource.RUSAGE_SELF)
             milliseconds = step()
             after = resource.getrusage(resource.RUSAGE_SELF)
-            if i >= 4:  # the first steps prepare kernels and memory
+            if i >= _FIRST:
                 kernel = after.ru_stime - before.ru_stime
                 times.append(milliseconds)
                 shares.append(kernel / (kernel + after.ru_utime - before.ru_utime))
