@@ -4,10 +4,11 @@ Only the training images are read. They are copied to OUT/data, because test ima
 validation. Instead, a tenth of them, chosen by a hash of their keys, is held out for validation. The settings in
 benchmarks/cifar10_models were chosen by the accuracy on this tenth.
 
-ConvMixer is trained like the one of its authors for CIFAR-10, with a large learning rate and little regularization. It
-is the teacher of the four other models. These see the same crops of the images, so its outputs are computed once, for
-the first of them. Every model is trained from random weights in OUT/ARCHITECTURE, and has the weights of the last step.
-The accuracies on the held-out images are printed at the end. Run the same command again to resume.
+ConvMixer is trained in the style of its authors' run for CIFAR-10: with a large learning rate, and without mixing,
+random erasing and label smoothing. It is the teacher of the four other models. These see the same crops of the images,
+so its outputs are computed once, for the first of them. Every model is trained from random weights in OUT/ARCHITECTURE,
+and has the weights of the last step. The accuracies on the held-out images are printed at the end. Run the same command
+again to resume.
 """
 
 from __future__ import annotations

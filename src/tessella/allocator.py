@@ -24,7 +24,7 @@ _USUAL = (
     (_M_TRIM_THRESHOLD, 64 * _MIB),
     (_M_TOP_PAD, 128 << 10),
 )
-# shares of all memory: freed memory is kept if as much as the first is available, until less than the second is
+# shares of all memory: freed memory is kept once the first share is available, until less than the second one is
 _ENOUGH, _TOO_LITTLE = 0.5, 0.25
 
 _lock = threading.Lock()
@@ -35,16 +35,17 @@ class FreedMemory:
     """Decides after every step of a long computation whether the process keeps the memory that the step freed.
 
     glibc returns every block of more than 32 MiB to the system when it is freed, such as the activations of a training
-    step, and the system clears the pages again for the next step, which can take as long as the computation itself.
+    step, and the system clears new pages for the next step, which can take as long as the computation itself.
     Kept memory is divided into pieces that do not always fit the next blocks, so a process can grow to about twice its
-    size. So memory is kept only if half of the machine's memory is available, and returned for good as soon as less
-    than a quarter is. Other C libraries are left alone, and so are processes whose environment
+    size. So memory is kept only if at least half of the machine's memory is available, and returned for good as
+    soon as less than a quarter is. Other C libraries are left alone, and so are processes whose environment
     configures glibc's allocator (MALLOC_*_, GLIBC_TUNABLES). A context manager: at the end, the memory is returned.
     """
 
     def __init__(self) -> None:
         self._library = None if _is_configured() else _glibc()
         self._keeps = False
+        self._total = total_memory()
 
     def __enter__(self) -> FreedMemory:
         return self
@@ -58,12 +59,13 @@ class FreedMemory:
         """Keep freed memory from now on, or return it, depending on how much the machine has available."""
         if self._library is None:
             return
-        available, total = available_memory(), total_memory()
-        if self._keeps and available < _TOO_LITTLE * total:
+        available = available_memory()
+        if self._keeps and available < _TOO_LITTLE * self._total:
             log.info("freed memory is returned to the system: only %.1f GB are available", available / 1e9)
             self._return()
             self._library = None  # it would soon be the same again
-        elif not self._keeps and available >= _ENOUGH * total > 0:
+        elif not self._keeps and available >= _ENOUGH * self._total > 0:
+            log.info("freed memory is kept for the next step: %.1f GB are available", available / 1e9)
             self._keep(self._library)
 
     def _keep(self, library: ctypes.CDLL) -> None:
