@@ -102,7 +102,7 @@ class TrainConfig:
     epochs: int = 30
     batch_size: int = 64  # images per step, over all processes
     grad_accum_steps: int = 1  # parts in which a batch is computed, to save memory
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "muon", "sgd"] = "adamw"  # "muon": AdamW with orthogonalized updates of matrices
     lr: float = 1e-3  # peak learning rate
     momentum: float = 0.9  # for SGD
     eps: float = 1e-8  # for AdamW

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from ..errors import UsageError
 
@@ -76,3 +77,19 @@ def usable_device(name: str) -> torch.device:
             hint="use cpu, or see `tessella doctor`",
         ) from None
     return device
+
+
+def full_tensor(value: Tensor) -> Tensor:
+    """Return a tensor without sharding; every process must call it."""
+    full: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return full
+
+
+def shard_like(reference: Tensor, value: Tensor) -> Tensor:
+    """Return `value` sharded over the processes as `reference` is."""
+    if not hasattr(reference, "full_tensor"):
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(reference, DTensor)
+    return distribute_tensor(value.to(reference.device), reference.device_mesh, reference.placements)

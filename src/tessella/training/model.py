@@ -18,6 +18,7 @@ from ..models.base import ImageModel
 from ..weights.factory import architecture_of, create_model
 from ..weights.load import image_size
 from .config import TrainConfig
+from .muon import is_matrix
 
 MAX_TRIAL_SIZE = 256  # pixels per side of an image that a model is tried on, as it takes no time
 _WITH_PREVIOUS = 99999  # in `group_matcher`: the layer before
@@ -81,33 +82,37 @@ def has_classifier_for(model: ImageModel, classes: tuple[str, ...]) -> bool:
 
 
 class ParameterGroup(TypedDict):
-    """Parameters of an optimizer. scale: factor of their learning rate."""
+    """Parameters of an optimizer. scale: factor of their learning rate. orthogonalize: their updates, by Muon."""
 
     params: list[nn.Parameter]
     weight_decay: float
     scale: float
     lr: float
+    orthogonalize: bool
 
 
 def parameter_groups(model: ImageModel, config: TrainConfig) -> list[ParameterGroup]:
     """Return the parameters to train, grouped by weight decay and learning rate; the others are frozen.
 
     There is no decay for vectors, biases, and parameters that the model excludes. Layer k of n, counted from the stem,
-    has the scale layer_decay ** (n - k).
+    has the scale layer_decay ** (n - k). With Muon, matrices with a decay are orthogonalized, except those of the stem
+    and the head.
     """
     excluded = model.no_weight_decay()
     head = {id(parameter) for parameter in model.get_classifier().parameters()}
     layers = layer_indices(model)
     last = max(layers.values())
-    groups: dict[tuple[float, float], ParameterGroup] = {}
+    groups: dict[tuple[float, float, bool], ParameterGroup] = {}
     for name, parameter in model.named_parameters():
         if config.trainable == "head" and id(parameter) not in head:
             parameter.requires_grad_(False)
             continue
         undecayed = parameter.ndim <= 1 or name.endswith(".bias") or name in excluded
         decay, scale = 0.0 if undecayed else config.weight_decay, config.layer_decay ** (last - layers[name])
-        new = ParameterGroup(params=[], weight_decay=decay, scale=scale, lr=config.lr)
-        groups.setdefault((decay, scale), new)["params"].append(parameter)
+        hidden = not undecayed and layers[name] > 0 and id(parameter) not in head
+        matrix = config.optimizer == "muon" and hidden and is_matrix(parameter.shape)
+        new = ParameterGroup(params=[], weight_decay=decay, scale=scale, lr=config.lr, orthogonalize=matrix)
+        groups.setdefault((decay, scale, matrix), new)["params"].append(parameter)
     return list(groups.values())
 
 

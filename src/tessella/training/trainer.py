@@ -21,8 +21,9 @@ from .checkpoint import TrainingCheckpoint
 from .config import TrainConfig
 from .depthwise import use_fast_gradients
 from .distillation import Distillation, Student, StudentOutputs
-from .distributed import DistributedContext
+from .distributed import DistributedContext, full_tensor, shard_like
 from .model import ParameterGroup, parameter_groups
+from .muon import Muon
 from .teacher_base import TeacherOutputs
 
 _PROJECTION = "projection"  # part of a checkpoint, and prefix of its parameters' names
@@ -82,7 +83,8 @@ class Trainer:
         if config.optimizer == "sgd":
             self.optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, config.lr, momentum=config.momentum)
         else:
-            self.optimizer = torch.optim.AdamW(groups, config.lr, eps=config.eps, fused=not shard)
+            cls = Muon if config.optimizer == "muon" else torch.optim.AdamW
+            self.optimizer = cls(groups, config.lr, eps=config.eps, fused=not shard)
         self.parameters: list[nn.Parameter] = [
             parameter for group in self.optimizer.param_groups for parameter in group["params"]
         ]
@@ -122,7 +124,9 @@ class Trainer:
         if self.projection is not None:
             for name, parameter in self.projection.named_parameters():
                 decay = config.weight_decay if name == "weight" else 0.0
-                groups.append(ParameterGroup(params=[parameter], weight_decay=decay, scale=1.0, lr=config.lr))
+                groups.append(
+                    ParameterGroup(params=[parameter], weight_decay=decay, scale=1.0, lr=config.lr, orthogonalize=False)
+                )
         return groups
 
     def train(self) -> None:
@@ -153,7 +157,7 @@ class Trainer:
         loss_sum = self._backward(batch, step, images)
         self.scaler.unscale_(self.optimizer)
         grads = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        grad_norm = _full_tensor(torch.nn.utils.get_total_norm(grads))
+        grad_norm = full_tensor(torch.nn.utils.get_total_norm(grads))
         loss = self.context.all_reduce_sum(loss_sum.item())[0] / images
         applied = math.isfinite(loss) and math.isfinite(grad_norm.item())
         if applied:
@@ -317,11 +321,11 @@ class Trainer:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return the tensors of a checkpoint; every process must call it."""
-        parts = dict(model={name: _full_tensor(value) for name, value in self.model.state_dict().items()})
+        parts = dict(model={name: full_tensor(value) for name, value in self.model.state_dict().items()})
         if self.ema is not None:
-            parts["ema"] = {name: _full_tensor(value) for name, value in self.ema.state_dict().items()}
+            parts["ema"] = {name: full_tensor(value) for name, value in self.ema.state_dict().items()}
         parts["optimizer"] = {
-            f"{name}/{key}": _full_tensor(value)
+            f"{name}/{key}": full_tensor(value)
             for name, parameter in self._named_parameters().items()
             for key, value in self.optimizer.state.get(parameter, {}).items()
             if isinstance(value, Tensor)
@@ -364,7 +368,7 @@ class Trainer:
                     hint="give another --out",
                 )
             for name, value in current.items():
-                value.copy_(_shard_like(value, stored[name]))
+                value.copy_(shard_like(value, stored[name]))
         self._restore_distillation(saved)
         parameters = self._named_parameters()
         for full_name, value in saved.tensors["optimizer"].items():
@@ -373,7 +377,7 @@ class Trainer:
             if value.ndim == parameter.ndim and value.shape == parameter.shape:
                 # in the parameter's memory format, on which the fused optimizer relies
                 state = torch.zeros_like(parameter)
-                state.copy_(_shard_like(parameter, value))
+                state.copy_(shard_like(parameter, value))
             else:  # the number of steps
                 state = value.to(parameter.device if self.optimizer.defaults.get("fused") else "cpu")
             self.optimizer.state[parameter][key] = state
@@ -408,19 +412,3 @@ def _shard(model: ImageModel) -> None:
     for block in model.blocks:
         fully_shard(block)
     fully_shard(model)
-
-
-def _full_tensor(value: Tensor) -> Tensor:
-    """Return a tensor without sharding; every process must call it."""
-    full: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
-    return full
-
-
-def _shard_like(reference: Tensor, value: Tensor) -> Tensor:
-    """Return `value` sharded over the processes as `reference` is."""
-    if not hasattr(reference, "full_tensor"):
-        return value
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(reference, DTensor)
-    return distribute_tensor(value.to(reference.device), reference.device_mesh, reference.placements)
