@@ -18,7 +18,7 @@ from tessella.training.config import FORMER_NAMES, TrainConfig, differences, rea
         (dict(epochs=0), "epochs is 0"),
         (dict(epochs="many"), "epochs is 'many'"),
         (dict(epoch=3), "did you mean epochs"),
-        (dict(optimizer="magic"), "expected one of 'adamw', 'sgd'"),
+        (dict(optimizer="magic"), "expected one of 'adamw', 'muon', 'sgd'"),
         (dict(label_smoothing=1.5), "expected 0 to 1"),
         (dict(augmentation=dict(crop="round")), "crop"),
         (dict(augmentation=3), "augmentation"),

@@ -38,9 +38,10 @@ def train_two_processes(data: Path, out: Path, config: TrainConfig, *more: str) 
 
 
 @pytest.mark.usefixtures("without_report")
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("more", [(), ("--shard",)])
-def test_two_processes_train_as_one(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
-    config = small(probe=True, ema_decay=0.9, max_grad_norm=1.0, repeats=2)
+def test_two_processes_train_as_one(data: Path, tmp_path: Path, more: tuple[str, ...], optimizer: str) -> None:
+    config = small(probe=True, ema_decay=0.9, max_grad_norm=1.0, repeats=2, optimizer=optimizer)
     events = run(data, tmp_path / "one_process", config)
     epochs = epochs_of(events)
     expected = [epoch.loss for epoch in epochs] + [epoch.val_loss for epoch in epochs]

@@ -73,12 +73,13 @@ def test_every_family_trains_with_all_features(data: Path, tmp_path: Path, model
 
 @pytest.mark.usefixtures("without_report")
 @pytest.mark.parametrize("model", FAMILIES)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(("number", "optimizer"), [(signal.SIGTERM, "adamw"), (signal.SIGINT, "muon")])
 def test_a_run_stopped_by_a_signal_resumes_to_the_same_weights(
-    data: Path, tmp_path: Path, model: str, number: signal.Signals
+    data: Path, tmp_path: Path, model: str, number: signal.Signals, optimizer: str
 ) -> None:
     config = small(
         model,
+        optimizer=optimizer,
         ema_decay=0.9,
         drop_path_rate=0.1,
         channels_last=True,

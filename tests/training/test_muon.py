@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,8 +45,7 @@ def test_a_gradient_of_zeros_changes_nothing_but_the_decay() -> None:
 def test_updates_are_those_of_pytorch() -> None:
     """PyTorch's Muon computes in bfloat16, so single numbers differ by some percent."""
     ours, theirs = random_parameter(32, 48), random_parameter(32, 48)
-    groups = [dict(params=[ours], orthogonalize=True)]
-    muon = Muon(groups, lr=0.01, weight_decay=0.1)
+    muon = Muon([dict(params=[ours], orthogonalize=True)], lr=0.01, weight_decay=0.1)
     reference = torch.optim.Muon([theirs], lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
     start = ours.detach().clone()
     for seed in range(1, 6):
@@ -79,7 +79,8 @@ def test_kernels_of_convolutions_are_matrices_of_all_their_inputs() -> None:
 
 def test_other_parameters_are_trained_by_adamw() -> None:
     ours, theirs, frozen = random_parameter(5, 5), random_parameter(5, 5), random_parameter(5, 5)
-    muon = Muon([dict(params=[random_parameter(3, 3)], orthogonalize=True), dict(params=[ours, frozen])], lr=0.1)
+    groups: list[dict[str, Any]] = [dict(params=[random_parameter(3, 3)], orthogonalize=True)]
+    muon = Muon([*groups, dict(params=[ours, frozen])], lr=0.1)
     adamw = torch.optim.AdamW([theirs], lr=0.1)
     for seed in range(1, 4):
         ours.grad = random_parameter(5, 5, seed=seed).detach()

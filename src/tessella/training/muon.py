@@ -34,7 +34,7 @@ class Muon(torch.optim.AdamW):
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # AdamW has no types
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient; the gradients of orthogonalized ones are consumed."""
         for group in self.param_groups:
             if group.get("orthogonalize"):
