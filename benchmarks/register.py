@@ -4,13 +4,12 @@ Each RUN is a finished run, such as OUT/mixer_ti_p4_32. They were made without t
 cifar10-train.parquet was held out, and the settings in benchmarks/cifar10_models were chosen by it. FILE has the
 figures of the test images, which were evaluated once, after all choices:
 
-    tessella evaluate cifar10-test.parquet --engine rewritten --precision float32 --no-calibration --json \\
+    tessella evaluate cifar10-test.parquet --split all --engine rewritten --precision float32 --no-calibration --json \\
         -m local-dir:RUN ... > FILE
 
 The weights are written to src/tessella/weights/builtin as ARCHITECTURE.cifar10, with a row in builtin.json and a card
-with the figures and every epoch of the runs. A run with other settings is refused. Afterwards run
-`scripts/bench calibration make`, `python -m tessella.weights.counting`, `scripts/bench golden`,
-`python -m tests.test_builtin` and `python -m tests.test_fingerprints`, which update what depends on the weights.
+with the figures and every epoch of the runs. A run with other settings is refused. Then everything that depends on the
+weights is made again: calibrations, costs, golden outputs, and what the tests compare with. This takes some minutes.
 """
 
 from __future__ import annotations
@@ -19,6 +18,9 @@ import argparse
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from tessella.training.config import TrainConfig, differences, read_config
 from tessella.weights.catalogue import BUILTIN_FOLDER
 from tessella.weights.counting import cost
 
+ROOT = Path(__file__).resolve().parent.parent
 TAG, MOST_BYTES, FOLDER = "cifar10", 3_000_000, "local-dir:"
 COMMAND = "python benchmarks/train_cifar10.py cifar10-train.parquet OUT"
 NOTE = "trained by this project on a JPEG copy of CIFAR-10: it knows these ten classes only, at 32 px"
@@ -127,6 +130,23 @@ def card(settings: TrainConfig, report: dict[str, Any], told: dict[str, Any], te
     return "\n".join(lines) + "\n"
 
 
+def update(names: Sequence[str], train: Path, photos: Path) -> None:
+    """Make everything that depends on the weights of these models again. train, photos: images for the calibration."""
+    calibration = ["benchmarks/calibration.py", "make", "--train", str(train), "--photos", str(photos), "--models"]
+    commands = [
+        [*calibration, *names],
+        ["-m", "tessella.weights.counting"],
+        ["benchmarks/golden.py", "--out", "src/tessella/verification/golden.json"],
+        ["-m", "tests.test_builtin"],
+        ["-m", "tests.test_fingerprints"],
+        ["-m", "tests.families"],
+        ["-m", "tests.promises"],
+    ]
+    for command in commands:
+        print("python", *command, flush=True)
+        subprocess.run([sys.executable, *command], check=True, cwd=ROOT)
+
+
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -134,11 +154,13 @@ def main() -> None:
     parser.add_argument(
         "--test", type=Path, required=True, metavar="FILE", help="evaluation of the runs, as JSON lines"
     )
+    parser.add_argument("--train", type=Path, required=True, help="cifar10-train.parquet")
+    parser.add_argument("--photos", type=Path, required=True, metavar="INPUT", help="photographs of other things")
     args = parser.parse_args()
     rows = map(json.loads, args.test.read_text().splitlines())
     evaluations = {Path(row["model"].removeprefix(FOLDER)).resolve(): row for row in rows}
-    for run in args.runs:
-        print(register(run, evaluations[run.resolve()]))
+    names = [register(run, evaluations[run.resolve()]) for run in args.runs]
+    update(names, args.train.resolve(), args.photos.resolve())
 
 
 if __name__ == "__main__":
