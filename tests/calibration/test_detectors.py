@@ -83,8 +83,25 @@ def test_the_mahalanobis_distance_is_that_to_the_nearest_class_mean() -> None:
 
 
 def test_the_combination_is_the_sum_in_units_of_the_standard_deviation() -> None:
-    parts = [scores_of(kind) / scores_of(kind, FITTED).std() for kind in ("energy", "mahalanobis")]
+    detector = fit_detector("combined", *FITTED)
+    scales = detector.arrays["scales"]
+    parts = [scores_of("energy") / scales[0], scores_of("mahalanobis") / scales[1]]
     assert scores_of("combined") == pytest.approx(parts[0] + parts[1], rel=1e-5)
+    assert [part.std() for part in parts] == pytest.approx([1, 1], rel=0.3)
+
+
+@pytest.mark.parametrize("count", [10, 40, 200])
+def test_both_parts_of_the_combination_count_with_fewer_images_than_dimensions(count: int) -> None:
+    rng = np.random.default_rng(0)
+    means = rng.normal(0, 1, (5, 256))
+    fitted, later = (
+        outputs._replace(embeddings=(means[outputs.labels] + rng.normal(0, 1, (len(outputs.labels), 256))).astype("f4"))
+        for outputs in (made_outputs(count), made_outputs(300, seed=1))
+    )
+    scales = fit_detector("combined", *fitted).arrays["scales"]
+    energy = fit_detector("energy", *fitted).scores(later.logits, later.embeddings).std() / scales[0]
+    distance = fit_detector("mahalanobis", *fitted).scores(later.logits, later.embeddings).std() / scales[1]
+    assert 0.1 < energy / distance < 10
 
 
 def test_a_covariance_of_a_single_point_can_be_inverted() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,15 @@ def test_the_worst_class_is_the_one_with_the_lowest_coverage() -> None:
 
 def test_classes_with_few_images_cannot_be_the_worst() -> None:
     assert figures_of(60, 30).worst is None
+
+
+@pytest.mark.parametrize(("count", "options"), [(44, {}), (210, dict(coverage=0.99, false_alarms=0.4))])
+def test_thresholds_are_finite_in_the_parts_if_they_are_for_all_images(count: int, options: dict[str, Any]) -> None:
+    """With five parts, too few images would be left for a threshold, and no image would be outside of it."""
+    figures = figures_of(count, **options)
+    assert figures.folds > 5
+    assert figures.set_size < 5
+    assert figures.false_alarms > 0
 
 
 @pytest.mark.parametrize(("share", "images", "calibration"), [(0.9, 1000, 500), (0.95, 200, 100), (0.5, 50, 30)])

@@ -6,7 +6,7 @@
 | `max-logit` | minus the highest logit | arXiv:1911.11132 |
 | `neighbors` | cosine distance of the embedding to the k-th nearest of stored embeddings | arXiv:2204.06507 |
 | `mahalanobis` | squared Mahalanobis distance of the embedding to the nearest class mean | arXiv:1807.03888 |
-| `combined` | the sum of `energy` and `mahalanobis`, each in units of its standard deviation | |
+| `combined` | the sum of `energy` and `mahalanobis`, each in units of its standard deviation for later images | |
 
 Larger numbers mean larger differences. Embeddings have unit length, which
 helps Mahalanobis distances (arXiv:2505.18032).
@@ -171,7 +171,11 @@ class MahalanobisDetector:
 
 
 class CombinedDetector:
-    """See the table at the top. scales: the standard deviations of energy and Mahalanobis distance (2,) float32."""
+    """See the table at the top. scales: the standard deviations of energy and Mahalanobis distance (2,) float32.
+
+    They are those of images on which the distance was not fitted: with fewer images than dimensions, all images have
+    nearly the same distance to the means that were fitted on them.
+    """
 
     kind: DetectorKind = "combined"
 
@@ -182,9 +186,12 @@ class CombinedDetector:
     @classmethod
     def fit(cls, logits_NK: FloatArray, embeddings_ND: FloatArray, labels_N: Ints) -> CombinedDetector:
         """Fit the Mahalanobis distance, and measure how much both numbers vary."""
-        mahalanobis = MahalanobisDetector.fit(embeddings_ND, labels_N)
-        parts = EnergyDetector().scores(logits_NK, embeddings_ND), mahalanobis.scores(logits_NK, embeddings_ND)
-        return cls(mahalanobis, np.array([float(part.std()) or 1.0 for part in parts], np.float32))
+        energy_N = EnergyDetector().scores(logits_NK, embeddings_ND)
+        half = MahalanobisDetector.fit(embeddings_ND[::2], labels_N[::2])
+        others = slice(1, None) if len(labels_N) > 2 else slice(None)  # every second image
+        distance_M = half.scores(logits_NK[others][::2], embeddings_ND[others][::2])
+        scales = np.array([float(part.std()) or 1.0 for part in (energy_N, distance_M)], np.float32)
+        return cls(MahalanobisDetector.fit(embeddings_ND, labels_N), scales)
 
     @property
     def width(self) -> int:

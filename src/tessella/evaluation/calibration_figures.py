@@ -1,7 +1,7 @@
 """Figures about a calibration, measured on images that it was not fitted on.
 
-The images are divided into FOLDS parts, REPEATS times at random. Each part is judged by a calibration of the same kind
-that was fitted on the others, so every image is judged once per repeat. Means are over all of that.
+The images are divided into parts, REPEATS times at random. Each part is judged by a calibration of the same kind that
+was fitted on the others, so every image is judged once per repeat. Means are over all of that.
 
 Letters for shapes: N images, K classes.
 """
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..calibration.arrays import images_needed
 from ..calibration.calibration import Calibration, UnknownDetection
 from ..calibration.detectors import DetectorKind
 from ..calibration.fitting import CalibrationSettings, DetectorFigures, Fitted, LabeledOutputs, fit
@@ -24,7 +25,8 @@ from ..calibration.temperature import scaled_probabilities
 from ..results import FloatArray
 from .metrics import Answers, Floats, Ints, calibration_error, join, judge
 
-REPEATS, FOLDS = 4, 5
+REPEATS = 4
+FOLDS = (5, 10, 20, 40)  # numbers of parts: more of them if too few images would be left for finite thresholds
 LEVEL = 0.95  # of the ranges in which figures are expected
 LEAST_IN_CLASS = 10  # images of a class that can be the worst one
 
@@ -83,8 +85,8 @@ class CalibrationFigures:
     false_alarms: float
     false_alarms_expected: Expected
     detectors: tuple[DetectorFigures, ...]
+    folds: int
     repeats: int = REPEATS
-    folds: int = FOLDS
 
     def as_dict(self) -> dict[str, object]:
         """Return the figures for JSON."""
@@ -106,11 +108,12 @@ def measure_figures(
     """
     kind: DetectorKind = fitted.unknown.detector.kind
     settings = dataclasses.replace(settings, per_class=fitted.sets.per_class, detector=kind)
-    rounds = [_judge_all(outputs, settings, seed) for seed in range(REPEATS)]
+    folds = choose_folds(fitted, settings)
+    rounds = [_judge_all(outputs, settings, folds, seed) for seed in range(REPEATS)]
     judged = [one for _, one in rounds]
     before = judge(outputs.logits, outputs.labels)
     count = len(outputs.labels)
-    held = round((1 - 1 / FOLDS) * len(fitted.sets.scores))  # images that gave the thresholds of one part
+    held = _left(len(fitted.sets.scores), folds)  # images that gave the thresholds of one part
     quiet = expected_share(1 - settings.false_alarms, count, held)
     coverage_N = np.mean([one.covered for one in judged], axis=0)
     sizes_N = np.concatenate([one.sizes for one in judged])
@@ -130,17 +133,33 @@ def measure_figures(
         false_alarms=float(np.mean([one.unknown for one in judged])),
         false_alarms_expected=Expected(1 - quiet.high, 1 - quiet.low),
         detectors=fitted.detectors,
+        folds=folds,
     )
 
 
-def _judge_all(outputs: LabeledOutputs, settings: CalibrationSettings, seed: int) -> tuple[Answers, Judged]:
+def choose_folds(fitted: Fitted, settings: CalibrationSettings) -> int:
+    """Return the number of parts with which the thresholds of a part are finite where those of `fitted` are."""
+    count = len(fitted.sets.scores)
+    counts_K = np.bincount(fitted.sets.labels, minlength=fitted.sets.num_classes)
+    covered = int(counts_K.min()) if settings.per_class else count
+    needed = [(covered, images_needed(settings.coverage)), (count, images_needed(1 - settings.false_alarms))]
+    finite = [(images, least) for images, least in needed if images >= least]
+    return next((folds for folds in FOLDS if all(_left(images, folds) >= least for images, least in finite)), FOLDS[-1])
+
+
+def _left(images: int, folds: int) -> int:
+    """Return the number of images that are left when one of several parts is put aside."""
+    return int((1 - 1 / folds) * images)
+
+
+def _judge_all(outputs: LabeledOutputs, settings: CalibrationSettings, folds: int, seed: int) -> tuple[Answers, Judged]:
     """Return answers and judgments for all images, in their order, each by a calibration fitted on other images."""
     count = len(outputs.labels)
     order_N = np.random.default_rng(seed).permutation(count)
     answers, judged = [], []
-    for number, part in enumerate(np.array_split(order_N, FOLDS)):
+    for number, part in enumerate(np.array_split(order_N, folds)):
         others = np.setdiff1d(order_N, part)
-        fitted = fit(outputs.take(others), dataclasses.replace(settings, seed=seed * FOLDS + number), least=0)
+        fitted = fit(outputs.take(others), dataclasses.replace(settings, seed=seed * folds + number), least=0)
         later = outputs.take(part)
         answers.append(judge(calibrated_logits(fitted, later.logits), later.labels, part))
         judged.append(judge_sets(later, fitted.temperature, fitted.sets, fitted.unknown))
