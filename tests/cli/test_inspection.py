@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,16 @@ def test_json(small: Path) -> None:
 def test_the_built_in_model_is_named_with_the_reason(small: Path) -> None:
     _, err = run("inspect", str(small))
     assert "model: convmixer_384_8_ks5_p8.photographs, the built-in model" in err
+
+
+def test_training_is_suggested_only_for_a_list_of_training_images(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "held-out").mkdir()
+    shutil.copytree(small, tmp_path / "held-out" / "test")
+    command = ("-m", CIFAR10_MODEL, "--write-list", str(tmp_path / "clean.csv"))
+    assert "tessella train" in run("inspect", str(small), *command)[1]
+    _, err = run("inspect", str(tmp_path / "held-out"), *command)
+    assert "clean.csv lists " in err
+    assert "tessella train" not in err
 
 
 def test_the_kinds_to_remove_can_be_chosen(small: Path, tmp_path: Path) -> None:

@@ -312,6 +312,37 @@ def test_an_interrupted_comparison_resumes(data: Path, tmp_path: Path, monkeypat
     assert Counter(label[:3] for label, _ in seen) == {"old": 60}
 
 
+def test_outputs_of_files_that_changed_are_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image is replaced by one of the same name and size, and later an unreadable one is repaired."""
+    monkeypatch.setattr(outputs, "PART_IMAGES", 8)
+    for i in range(24):
+        path = tmp_path / "data" / NAMES[i % 2] / f"{i}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(i).save(path)
+    broken = tmp_path / "data" / NAMES[1] / "23.bmp"
+    whole = broken.read_bytes()
+    broken.write_bytes(bytes(len(whole)))
+    os.utime(broken, ns=(0, 5))
+    seen: list[str] = []
+
+    def again() -> Comparison:
+        seen.clear()
+        kept = compare(OLD, NEW, tmp_path / "data", QUIET, out=tmp_path / "out", progress=lambda *e: seen.append(e[0]))
+        assert kept == compare(OLD, NEW, tmp_path / "data", QUIET)
+        return kept
+
+    again()
+    assert len(seen) == 48
+    picture(50).save(tmp_path / "data" / NAMES[0] / "0.bmp")
+    os.utime(tmp_path / "data" / NAMES[0] / "0.bmp", ns=(0, 5))
+    assert again().compared == 23
+    assert len(seen) == 16
+    broken.write_bytes(whole)
+    os.utime(broken, ns=(0, 5))
+    assert again().compared == 24
+    assert len(seen) == 16
+
+
 def test_a_pipe_instead_of_a_part_is_an_error(data: Path, tmp_path: Path) -> None:
     """Reading it would wait forever."""
     (tmp_path / "old").mkdir()

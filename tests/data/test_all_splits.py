@@ -90,6 +90,21 @@ def test_archives(tmp_path: Path) -> None:
     assert np.bincount(images.split).tolist() == [2, 2]
 
 
+def test_archives_of_class_folders(tmp_path: Path) -> None:
+    names = ("c/train/a/1.jpg", "c/train/b/2.jpg", "c/test/b/3.jpg")
+    archive = write_tar(tmp_path / "x.tar", {name: image_bytes(name) for name in names})
+    images = open_all_splits([archive])
+    assert sorted(facts(images)) == [
+        ("x.tar::c/test/b/3.jpg", "test", "b"),
+        ("x.tar::c/train/a/1.jpg", "train", "a"),
+        ("x.tar::c/train/b/2.jpg", "train", "b"),
+    ]
+    assert {images.location(i) for i in range(3)} == {f"{archive}::{name}" for name in names}
+    write(tmp_path / "folder", "train/a/4.jpg", "train/b/5.jpg")
+    keys = {key for key, _, _ in facts(open_all_splits([archive, tmp_path / "folder"]))}
+    assert keys >= {f"{archive}::{name}" for name in names}
+
+
 @pytest.mark.parametrize(
     ("paths", "code"),
     [(["absent"], "not_found"), (["nothing"], "not_found"), (["labeled", "plain"], "bad_argument")],

@@ -91,6 +91,31 @@ def test_folders_of_measurements_are_not_empty_classes(tmp_path: Path) -> None:
     assert data.skipped.counts["own_result"] >= 3
 
 
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["comparison.html", "changed.csv", "comparison.json"],
+        ["old/part-00000000.npz"],
+        ["new/part-00000000.npz"],
+        ["parts/part-000000.npz"],
+        [".lock", "parts/.part-000000.npz.x.tmp"],
+        [".lock", "old/.part-00000000.npz.x.tmp"],
+        [".lock", ".inspect.lock"],
+    ],
+)
+def test_a_comparison_or_inspection_is_not_an_empty_class(tmp_path: Path, files: list[str]) -> None:
+    """Those that were interrupted have parts, or only locks, and no summary."""
+    write(tmp_path, "cat/1.jpg", "dog/1.jpg", *(f"diff/{name}" for name in files))
+    data = open_labelled(tmp_path)
+    assert data.classes == ("cat", "dog")
+    assert data.skipped.counts["own_result"] >= 1
+
+
+def test_a_folder_called_like_one_of_an_inspection_can_be_an_empty_class(tmp_path: Path) -> None:
+    write(tmp_path, "cat/1.jpg", "dog/1.jpg", "car/parts/part-one.txt", "car/old/notes.txt")
+    assert "the class folder 'car' has no images" in refusal("bad_argument", lambda: open_labelled(tmp_path))
+
+
 def test_folders_of_explanations_are_not_classes(tmp_path: Path) -> None:
     write(tmp_path, "cat/1.jpg", "dog/1.jpg", *(f"why/1.explained.{suffix}" for suffix in ("png", "npz")))
     write(tmp_path, "cat/1.explained.png", "cat/1.explained.npz")

@@ -11,7 +11,7 @@ import pytest
 from tessella.data.all_splits import SplitImages, open_all_splits
 from tessella.data.datasets import open_labelled, open_split
 from tessella.errors import UsageError
-from tessella.inspection.clean_list import removed_images, write_clean_list
+from tessella.inspection.clean_list import check_list, removed_images, write_clean_list
 from tessella.inspection.findings import Finding
 from tessella.inspection.inspector import inspect
 from tessella.inspection.kinds import REMOVED
@@ -95,6 +95,24 @@ def test_members_of_archives(tmp_path: Path) -> None:
     assert again.read(2) == image_bytes("3")
 
 
+def test_archives_of_class_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list is read again with the same keys, labels, splits and bytes, wherever it is written."""
+    names = ("c/train/a/1.jpg", "./c/train/b/2.jpg", "c/test/b/3.jpg", "c/test/a/4.jpg")
+    write_tar(tmp_path / "deep" / "x.tar", {name: image_bytes(name) for name in names})
+    for folder, archive, clean in (
+        (tmp_path, "deep/x.tar", "clean.csv"),
+        (tmp_path / "deep", "x.tar", "clean.csv"),
+        (tmp_path, tmp_path / "deep" / "x.tar", "deep/other.csv"),
+    ):
+        monkeypatch.chdir(folder)
+        write_clean_list(clean, open_all_splits([archive]), [])
+        for before, after in zip(open_split(archive), open_split(clean), strict=True):
+            keys = [after.key(i).removeprefix("deep/") for i in range(len(after))]
+            assert keys == [before.key(i) for i in range(len(before))]
+            assert (after.classes, after.labels.tolist()) == (before.classes, before.labels.tolist())
+            assert [after.read(i) for i in range(2)] == [before.read(i) for i in range(2)]
+
+
 def test_any_name_can_be_listed(tmp_path: Path) -> None:
     names = ["a/ edge.jpg", "a/new\nline.jpg", "b/" + os.fsdecode(b"\xff.jpg"), "b/back\\x.jpg", 'b/"q", x.jpg']
     write(tmp_path / "data", "a/0.jpg", "b/0.jpg")
@@ -139,6 +157,15 @@ def test_refusals(name: str, remove: tuple[str, ...], message: str, tmp_path: Pa
         write_clean_list(tmp_path / name, images, findings, remove)
     assert error.value.code == "bad_argument"
     assert message in error.value.message
+
+
+def test_classes_that_a_list_cannot_name_are_refused(tmp_path: Path) -> None:
+    """Cells of a list are read without the white space around them, so ' b ' and 'b' would become one class."""
+    write(tmp_path, "b/1.jpg", " b /2.jpg")
+    with pytest.raises(UsageError, match="white space at its ends") as error:
+        check_list(tmp_path / "clean.csv", open_all_splits([tmp_path]))
+    assert "' b '" in error.value.message
+    assert "rename" in error.value.hint
 
 
 def test_images_without_labels_have_no_list(tmp_path: Path) -> None:

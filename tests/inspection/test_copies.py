@@ -48,6 +48,21 @@ def test_equal_bytes_are_exact_whatever_the_embeddings_say() -> None:
     assert copies.group.tolist() == [0, 1, 2, 3, 1, 5]
 
 
+def test_a_group_of_equal_bytes_is_compared_once() -> None:
+    """Images 0, 2 and 3 are equal, and 0 could not be read; 1 and 4 are equal, too, and nearly the same picture."""
+    images = [scene(0), recompressed(scene(0)), scene(0), scene(0), recompressed(scene(0)), scene(5)]
+    made = measurements(np.ones((6, 3)), images)
+    made.sha256[[2, 3]], made.sha256[4] = made.sha256[0], made.sha256[1]
+    made.status[0], made.tiles[0] = "decode_timeout", 0
+    neighbors = find_neighbors(made.vectors, 10)
+    neighbors.cosine[0], neighbors.cosine[neighbors.row == 0] = -1, -1
+    copies = find_copies(made, neighbors, NEAR, "some model", reader(images, missing=[0]))
+    assert pairs_of(copies, "exact") == {(0, 2), (0, 3), (1, 4)}
+    assert pairs_of(copies, "near") == {(1, 2)}
+    assert pairs_of(copies, "similar") == {(1, 5), (2, 5)}
+    assert copies.group.tolist() == [0, 0, 0, 0, 0, 5]
+
+
 def test_near_duplicates_are_confirmed_by_their_pixels() -> None:
     images = [scene(0), scene(1), recompressed(scene(1)), cropped(scene(1), 0.8), scene(4)]
     copies = copies_of(images, np.ones((5, 3)))

@@ -114,6 +114,54 @@ def test_each_image_has_one_finding_of_a_kind_that_of_its_strongest_pair(images:
     assert row.related == "test/b/2.jpg"
 
 
+def exact(*places: int) -> list[tuple[int, int, str, float]]:
+    """Return the pairs of images with equal bytes, as `find_copies` gives them."""
+    first, *others = sorted(places)
+    return [(first, other, "exact", 1.0) for other in others]
+
+
+def related(found: list[Finding], kind: str) -> dict[str, str]:
+    return {row.key: row.related for row in found if row.kind == kind}
+
+
+def test_of_many_copies_all_but_the_best_are_named(images: SplitImages) -> None:
+    """The first of them in the data is not the one that stays."""
+    train = [place(images, name) for name in ("train/a/3", "train/a/4", "train/b/5")]
+    facts = evidence(images, copies(*exact(*train)))
+    facts.measured.width[train[1]] = 500
+    assert related(findings(facts), "exact_duplicate") == {
+        "train/a/3.jpg": "train/a/4.jpg",
+        "train/b/5.jpg": "train/a/4.jpg",
+    }
+
+
+def test_copies_in_three_splits_are_all_leaks(images: SplitImages) -> None:
+    places = [place(images, name) for name in ("train/a/3", "train/a/4", "val/a/6", "test/b/2")]
+    found = findings(evidence(images, copies(*exact(*places))))
+    names = ("train/a/3.jpg", "train/a/4.jpg", "val/a/6.jpg")
+    assert related(found, "exact_leak") == dict.fromkeys(names, "test/b/2.jpg")
+    assert related(found, "conflicting_labels") == dict.fromkeys(names, "test/b/2.jpg")
+    assert not related(found, "exact_duplicate")
+
+
+def test_a_near_copy_is_named_with_all_images_of_its_bytes(images: SplitImages) -> None:
+    """Either image of a near pair can have exact copies, of which others stay than the one that was compared."""
+    one, two, test, val = (place(images, name) for name in ("train/a/3", "train/a/4", "test/a/1", "val/a/6"))
+    near = (min(one, val), max(one, val), "near", 0.9)
+    found = findings(evidence(images, copies(*exact(one, two), *exact(test, val), near)))
+    assert related(found, "exact_duplicate") == {"train/a/4.jpg": "train/a/3.jpg"}
+    assert related(found, "exact_leak") == {"val/a/6.jpg": "test/a/1.jpg"}
+    assert related(found, "near_leak") == dict.fromkeys(("train/a/3.jpg", "train/a/4.jpg"), "test/a/1.jpg")
+
+
+def test_an_unreadable_image_does_not_stay_for_a_copy(images: SplitImages) -> None:
+    """Decoding one of two equal files can fail, such as by taking too long."""
+    test, train = place(images, "test/a/1"), place(images, "train/a/3")
+    facts = evidence(images, copies(*exact(test, train)))
+    facts.measured.status[test] = "decode_timeout"
+    assert related(findings(facts), "exact_leak") == {"test/a/1.jpg": "train/a/3.jpg"}
+
+
 def test_similar_pictures_keep_their_cosine_as_score(images: SplitImages) -> None:
     (row,) = findings(evidence(images, copies((0, 1, "similar", 0.3))))
     assert (row.kind, row.suggestion) == ("similar", "look at both")

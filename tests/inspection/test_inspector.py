@@ -59,6 +59,17 @@ def test_planted_problems_are_found(data: Path, predictor: Predictor) -> None:
     assert {path: path.read_bytes() for path in data.rglob("*.png")} == before
 
 
+def test_of_equal_files_one_stays_whatever_their_names(predictor: Predictor, tmp_path: Path) -> None:
+    names = ("IMG_20240101_a", "x1", "x2", "x3", "x4")
+    for i in range(6):
+        save(scene(i), tmp_path / "data" / "dog" / f"{i}.png")
+    for name in names:
+        save(scene(20), tmp_path / "data" / "cat" / f"{name}.png")
+    result = inspect(tmp_path / "data", predictor, InspectionSettings(min_images=1))
+    assert pairs(result, "exact_duplicate") == {(f"cat/{name}.png", "cat/x1.png") for name in names if name != "x1"}
+    assert write_clean_list(tmp_path / "clean.csv", result.images, result.findings) == 7
+
+
 def test_the_files_of_an_inspection(data: Path, predictor: Predictor, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = inspect(data, predictor, out=out)

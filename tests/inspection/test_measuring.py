@@ -155,6 +155,43 @@ def test_parts_of_other_data_or_another_model_are_not_used(
     assert same(found, measure(fewer, other))
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_parts_of_files_that_were_replaced_are_made_again(predictor: Predictor, tmp_path: Path) -> None:
+    """Bitmaps of equal dimensions have equal sizes, so names and sizes stay the same."""
+    root = tmp_path / "images"
+    for i in range(12):
+        save(scene(i), root / "ab"[i % 2] / f"{i}.bmp")
+    measure(open_all_splits([root]), predictor, tmp_path / "out")
+    replaced = save(scene(20), root / "b" / "11.bmp")
+    os.utime(replaced, ns=(0, 5))
+    counts: list[int] = []
+    images = open_all_splits([root])
+    found = measure(images, predictor, tmp_path / "out", progress=lambda *event: counts.append(1))
+    assert same(found, measure(images, predictor))
+    assert len(counts) == 4  # those of the second part
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_with_an_image_that_can_be_read_now_are_made_again(predictor: Predictor, tmp_path: Path) -> None:
+    """Such as after its permissions were changed, which does not change when it was modified."""
+    root = tmp_path / "images"
+    for i in range(12):
+        save(scene(i), root / "ab"[i % 2] / f"{i}.bmp")
+    for name in ("a/2.bmp", "b/11.bmp"):
+        data = (root / name).read_bytes()
+        (root / name).write_bytes(bytes(len(data)))
+        os.utime(root / name, ns=(0, 5))
+    images = open_all_splits([root])
+    assert np.count_nonzero(measure(images, predictor, tmp_path / "out").ok) == 10
+    (root / "b" / "11.bmp").write_bytes(data)
+    os.utime(root / "b" / "11.bmp", ns=(0, 5))
+    counts: list[int] = []
+    found = measure(images, predictor, tmp_path / "out", progress=lambda *event: counts.append(1))
+    assert same(found, measure(images, predictor))
+    assert np.count_nonzero(found.ok) == 11
+    assert len(counts) == 4  # the first part still has an image that cannot be read
+
+
 def test_one_process_at_a_time(images: SplitImages, predictor: Predictor, tmp_path: Path) -> None:
     with folder_lock(tmp_path), pytest.raises(UsageError) as error:
         measure(images, predictor, tmp_path)

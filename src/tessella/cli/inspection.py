@@ -133,7 +133,9 @@ def inspect(
         notice(printable(f"the report is in {Path(out) / 'report' / 'index.html'}"))
     if kept is not None:
         total = count_of(len(images), "image")
-        notice(printable(f"{write_list} lists {kept:,} of {total}: tessella train {write_list} -o FOLDER"))
+        # `train` refuses a list of nothing but validation or test images
+        command = f": tessella train {write_list} -o FOLDER" if {"", "train"} & set(images.splits) else ""
+        notice(printable(f"{write_list} lists {kept:,} of {total}{command}"))
 
 
 def _print(result: Inspection) -> None:

@@ -4,7 +4,7 @@
 
 Images are decoded in isolated processes, as in a bulk run. A part is written when its images are finished, atomically,
 so an interrupted comparison resumes with the first part that is missing. A part of another model or of other images is
-computed again.
+computed again, and so is one whose files were modified, or with an unreadable image that can be read now.
 
 Letters for shapes: N images, S sampled images, T images of the sample whose probabilities are kept, D width of the
 embedding, K classes.
@@ -24,6 +24,8 @@ from numpy.typing import NDArray
 from ..bulk.run_folder import finished_shards, read_run, read_shard
 from ..bulk.shards import decoder_of
 from ..calibration.storage import calibration_hash
+from ..data.changes import MODEL_STATUS, is_any_readable, modification_marks
+from ..data.isolated import IsolatedDecoder
 from ..errors import ImageError, UsageError
 from ..evaluation.settings import ProgressCallback
 from ..pipeline import map_values
@@ -125,20 +127,15 @@ def compute_outputs(
     Raises OutputError `output_failed`.
     """
     count = len(images)
-    facts = dict(
-        model=predictor.fingerprint,
-        calibration="" if predictor.calibration is None else calibration_hash(predictor.calibration),
-        data=images.fingerprint,
-        sample=f"{count} {sample.fingerprint}",
-    )
     starts = range(0, count, PART_IMAGES)
-    stored = {start: part for start in starts if (part := _read_part(_path(folder, start), facts))}
-    todo = [start for start in starts if start not in stored]
-    done = count - sum(min(PART_IMAGES, count - start) for start in todo)
-    positions = (i for start in todo for i in range(start, min(start + PART_IMAGES, count)))
+    facts = _facts_of_parts(predictor, images, sample)
     in_sample, judged = _is_member(sample.rows, count), _is_member(sample.judged, count)
     rows = _StoredRows()
     with decoder_of(predictor) as decoder:
+        stored = _read_parts(folder, facts, images, decoder)
+        todo = [start for start in starts if start not in stored]
+        done = count - sum(min(PART_IMAGES, count - start) for start in todo)
+        positions = (i for start in todo for i in range(start, min(start + PART_IMAGES, count)))
         pairs = ((i, images.items.source(i)) for i in positions)
         decoded = ((i, image.outcome) for i, image in map_values(decoder.decoded, pairs))
         for i, outcome in predictor.decoded_outputs(decoded, split_batch=False):
@@ -149,11 +146,23 @@ def compute_outputs(
             start = i - i % PART_IMAGES
             if i + 1 == min(start + PART_IMAGES, count):
                 arrays = _arrays(rows, predictor.width, predictor.num_classes)
-                texts = {name: np.array(value) for name, value in facts.items()}
+                texts = {name: np.array(value) for name, value in facts[start].items()}
                 write_bytes(_path(folder, start), npz_bytes(arrays | texts))
                 stored[start], rows = arrays, _StoredRows()
     joined = {name: np.concatenate([stored[start][name] for start in starts]) for name in _NAMES}
     return ModelOutputs(**joined)
+
+
+def _facts_of_parts(predictor: Predictor, images: ComparedImages, sample: ImageSample) -> dict[int, dict[str, str]]:
+    """Return what each part records, by its first image: a part with other facts is computed again."""
+    facts = dict(
+        model=predictor.fingerprint,
+        calibration="" if predictor.calibration is None else calibration_hash(predictor.calibration),
+        data=images.fingerprint,
+        sample=f"{len(images)} {sample.fingerprint}",
+    )
+    marks = modification_marks((images.items.source(i) for i in range(len(images))), PART_IMAGES)
+    return {number * PART_IMAGES: facts | dict(modified=mark) for number, mark in enumerate(marks)}
 
 
 def _add(rows: _StoredRows, predictor: Predictor, outcome: Output | ImageError, sampled: bool, judged: bool) -> None:
@@ -162,7 +171,7 @@ def _add(rows: _StoredRows, predictor: Predictor, outcome: Output | ImageError, 
     if isinstance(outcome, ImageError):
         status = outcome.code
     elif not outcome.is_finite:
-        status = "non_finite"
+        status = MODEL_STATUS
     else:
         status = "ok"
         vector_D = l2_normalize(outcome.embedding[None])[0]
@@ -209,6 +218,21 @@ def _is_member(rows: Ints, count: int) -> NDArray[np.bool_]:
 
 def _path(folder: Path, start: int) -> Path:
     return folder / f"part-{start // PART_IMAGES:08d}.npz"
+
+
+def _read_parts(
+    folder: Path, facts: dict[int, dict[str, str]], images: ComparedImages, decoder: IsolatedDecoder
+) -> dict[int, dict[str, NDArray[np.generic]]]:
+    """Return the parts that can be used, by their first image."""
+    found = {}
+    for start in facts:
+        part = _read_part(_path(folder, start), facts[start])
+        if part is None:
+            continue
+        failed = (start + np.flatnonzero(~np.isin(part["status"], ("ok", MODEL_STATUS)))).tolist()
+        if not (failed and is_any_readable(decoder, (images.items.source(i) for i in failed))):
+            found[start] = part
+    return found
 
 
 def _read_part(path: Path, facts: dict[str, str]) -> dict[str, NDArray[np.generic]] | None:

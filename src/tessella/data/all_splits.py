@@ -96,7 +96,9 @@ def open_all_splits(data: Sequence[str | os.PathLike[str]], *, unlabeled: bool =
 def _open_part(files: DatasetFiles, split: str) -> _Part:
     store, encoded = read_files(files, [split])
     classes, labels = class_indices(files.path, encoded, store) if len(encoded.codes) else ([], encoded.codes)
-    return _Part(store, split, files.root, classes, labels)
+    # the keys of an archive of class folders begin with its own name
+    root = os.path.dirname(files.path) if files.members else files.root  # noqa: PTH120 - "" for the current folder
+    return _Part(store, split, root, classes, labels)
 
 
 def _open_sources(path: str, skipped: Skipped) -> _Part:

@@ -118,12 +118,29 @@ MEASUREMENT_FILES = (
     "evaluation.json",
     "probe.json",
     "inspection.json",
+    "comparison.json",
 )  # one of them marks a folder of measurements
+_UNFINISHED: tuple[set[str], ...] = ({".inspect.lock"}, {".lock", "parts"}, {".lock", "old"})  # marks of such a folder
+_PART = re.compile(r"part-\d{6,8}\.npz")
+_PARTS = ("parts", "old", "new")  # folders of parts
 
 
 def is_result_folder(names: Collection[str]) -> bool:
     """Return whether Tessella wrote a folder with these entries: a training run, a bulk run or an exported model."""
     return any(marks <= set(names) for marks, _ in _RESULT_FOLDERS)
+
+
+def is_measurement_folder(folder: str) -> bool:
+    """Return whether Tessella wrote measurements or explanations to a folder, also if it was stopped in between.
+
+    Raises OSError if the folder cannot be listed.
+    """
+    names = set(os.listdir(folder))  # noqa: PTH208 - names, not Path objects
+    if not names.isdisjoint(MEASUREMENT_FILES) or result_entries(names) or any(marks <= names for marks in _UNFINISHED):
+        return True
+    inner = [os.path.join(folder, name) for name in _PARTS if name in names]  # noqa: PTH118 - accepts invalid names
+    listings = [names, *(os.listdir(path) for path in inner if os.path.isdir(path))]  # noqa: PTH112, PTH208
+    return any(_PART.fullmatch(name) for listing in listings for name in listing)
 
 
 def is_first_run_file(name: str) -> bool:
@@ -165,6 +182,10 @@ _REASONS = {  # code -> (singular, plural)
         "archives that cannot be read in place (unpack them)",
     ),
     "special_member": ("link or special file inside an archive", "links or special files inside archives"),
+    "replaced_member": (
+        "member of an archive that a later one of the same name replaces",
+        "members of archives that later ones of the same name replace",
+    ),
     "data_after_end": ("archive with data after its end marker", "archives with data after their end marker"),
     "own_result": ("output of Tessella", "outputs of Tessella"),
     "unlabelled": ("folder of images without classes", "folders of images without classes"),

@@ -31,11 +31,20 @@ def removed_images(findings: Sequence[Finding], remove: Collection[str] = REMOVE
 def check_list(path: str | Path, images: SplitImages, remove: Sequence[str] = REMOVED) -> Path:
     """Check that a list can be written, before the work starts, and return its path.
 
-    Raises UsageError `bad_argument` for another suffix, images without labels, or an unknown kind of finding.
+    Raises UsageError `bad_argument` for another suffix, images without labels, a class name that is empty or has white
+    space at its ends, or an unknown kind of finding.
     """
     check_kinds(remove)
     if not images.is_labeled:
         raise UsageError("bad_argument", "the images have no labels, so there is nothing to train on with a list")
+    # the readers of lists strip every cell: such a class would get another name, or become part of another class
+    name = next((name for name in images.images.classes if not name or name != name.strip()), None)
+    if name is not None:
+        raise UsageError(
+            "bad_argument",
+            f"the class {name!r} {'has white space at its ends' if name else 'has no name'}, so a list cannot name it",
+            hint="rename the class, or leave out the list",
+        )
     return check_output(as_path("the list", path), [".csv"])
 
 
@@ -47,7 +56,7 @@ def write_clean_list(
 
     Its columns are path, label and, if the data have splits, split; paths are relative to the folder of the list. If a
     path is not plain text, the column is `escaped_path` instead. remove: kinds of findings. Raises UsageError
-    `bad_argument` for images without labels, for an unknown kind and if no image remains, OutputError `output_failed`.
+    `bad_argument` as `check_list` does and if no image remains, OutputError `output_failed`.
     """
     path = check_list(path, images, remove)
     removed = removed_images(findings, remove)

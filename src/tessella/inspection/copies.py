@@ -34,9 +34,11 @@ PICTURES = 512  # pairs of images that are in memory at the same time: at most 2
 class Copies:
     """Pairs of images that are copies, and the groups that exact and near duplicates form.
 
-    i, j: (P,) images, i < j. kind: (P,) "exact", "near" or "similar". score: (P,) structural similarity, 1 for equal
-    bytes: of the images if their tiles are similar enough to compare them, else of the tiles. cosine: (P,) of the
-    embeddings. mirrored: (P,). group: (N,) the first image of each image's group, itself without a copy.
+    i, j: (P,) images, i < j. An exact copy is paired with the first image of these bytes. Of images with equal bytes,
+    only the first that could be read is in near and similar pairs, which hold for all of them. kind: (P,) "exact",
+    "near" or "similar". score: (P,) structural similarity, 1 for equal bytes: of the images if their tiles are similar
+    enough to compare them, else of the tiles. cosine: (P,) of the embeddings. mirrored: (P,). group: (N,) the first
+    image of each image's group, itself without a copy.
     """
 
     i: Ints
@@ -65,10 +67,11 @@ def find_copies(
     again. progress: called with ("pairs", pairs compared, number of pairs) and then with "details" instead of "pairs".
     """
     exact_i, exact_j = _equal_bytes(measured)
-    i, j, cosine = candidate_pairs(neighbors)
-    differs = (measured.sha256[i] != measured.sha256[j]).any(1)
+    count, ones = len(exact_i), np.ones(len(exact_i), np.float32)
+    group = join(np.arange(len(measured.status)), exact_i, exact_j)
+    i, j, cosine = _distinct(_first_readable(measured, group), *candidate_pairs(neighbors))
     has_content = measured.statistics[:, 1] >= FLAT
-    chosen = differs & has_content[i] & has_content[j]
+    chosen = has_content[i] & has_content[j]
     i, j, cosine = i[chosen], j[chosen], cosine[chosen]
     found = _compare_tiles(measured, i, j, progress)
     rows = np.flatnonzero(found.score >= likely)
@@ -77,8 +80,6 @@ def find_copies(
     is_near[rows] = score[rows] >= near
     kept = is_near | (cosine >= SimilarityThreshold.of(model).value)
     kind = np.where(is_near, "near", "similar")
-    count, ones = len(exact_i), np.ones(len(exact_i), np.float32)
-    group = join(np.arange(len(measured.status)), exact_i, exact_j)
     return Copies(
         i=np.concatenate((exact_i, i[kept])),
         j=np.concatenate((exact_j, j[kept])),
@@ -125,6 +126,25 @@ def candidate_pairs(neighbors: Neighbors, least: float = CANDIDATE) -> tuple[Int
     i, j = np.minimum(one, other), np.maximum(one, other)
     _, first = np.unique(i * len(neighbors.row) + j, return_index=True)
     return i[first], j[first], neighbors.cosine[one, place][first]
+
+
+def _first_readable(measured: Measurements, group: Ints) -> Ints:
+    """Return the first image (N,) of each image's group of equal bytes that could be read; itself if there is none."""
+    first = np.arange(len(group))
+    rows = np.flatnonzero(measured.ok)[::-1]
+    first[group[rows]] = rows  # of several values for one place, the last one stays
+    return np.where(measured.ok, first[group], np.arange(len(group)))
+
+
+def _distinct(first: Ints, i: Ints, j: Ints, cosine: FloatArray) -> tuple[Ints, Ints, FloatArray]:
+    """Return pairs (P,) as pairs of the first images of their groups, i < j, each once; none within a group.
+
+    Which copies happen to be among the neighbors of an image is arbitrary if it has many.
+    """
+    i, j = np.minimum(first[i], first[j]), np.maximum(first[i], first[j])
+    _, places = np.unique(i * len(first) + j, return_index=True)
+    places = places[i[places] != j[places]]
+    return i[places], j[places], cosine[places]
 
 
 def _equal_bytes(measured: Measurements) -> tuple[Ints, Ints]:

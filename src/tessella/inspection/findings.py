@@ -5,13 +5,16 @@ Letters for shapes: N images.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.all_splits import SplitImages
+from ..search.duplicates import join
 from ..text import count_of
 from .copies import Copies
 from .kinds import KINDS
@@ -125,27 +128,65 @@ def _small_classes(evidence: Evidence, least: int) -> Iterator[Finding]:
 # --- pairs ------------------------------------------------------------------------------------------------------------
 
 
+class _Copy(NamedTuple):
+    """An image of which a better copy stays. pair: place of the pair in `Copies` that this follows from."""
+
+    index: int
+    kept: int
+    kind: str
+    score: float
+    pair: int
+
+
 def _pairs(evidence: Evidence, is_error_N: NDArray[np.bool_]) -> Iterator[Finding]:
     """Yield one finding per image and kind: that of its strongest pair."""
-    images, copies = evidence.images, evidence.copies
-    best: dict[tuple[int, str], tuple[float, int, int]] = {}
-    for pair, (a, b) in enumerate(zip(copies.i.tolist(), copies.j.tolist(), strict=True)):
-        kept, other = sorted((a, b), key=lambda i: _rank(evidence, is_error_N, i))
-        crosses = images.split[a] != images.split[b]
-        kind = str(copies.kind[pair])
-        score = float(copies.cosine[pair] if kind == "similar" else copies.score[pair])
-        kinds = ["similar" if kind == "similar" else f"{kind}_{'leak' if crosses else 'duplicate'}"]
-        if kind != "similar" and images.images.labels[a] != images.images.labels[b]:
+    images = evidence.images
+    best: dict[tuple[int, str], _Copy] = {}
+    for copy in _copies(evidence, is_error_N):
+        crosses = images.split[copy.index] != images.split[copy.kept]
+        kinds = ["similar" if copy.kind == "similar" else f"{copy.kind}_{'leak' if crosses else 'duplicate'}"]
+        if copy.kind != "similar" and images.images.labels[copy.index] != images.images.labels[copy.kept]:
             kinds.append("conflicting_labels")
         for name in kinds:
-            if score > best.get((other, name), (-1.0,))[0]:
-                best[other, name] = (score, kept, pair)
-    for (index, kind), (score, kept, pair) in best.items():
-        finding = _finding(images, index, kind, score, _pair_reason(evidence, index, kept, pair))
+            if (copy.index, name) not in best or copy.score > best[copy.index, name].score:
+                best[copy.index, name] = copy
+    for (index, kind), copy in best.items():
+        finding = _finding(images, index, kind, copy.score, _pair_reason(evidence, index, copy.kept, copy.pair))
         suggestion = "look at both" if kind in ("similar", "conflicting_labels") else f"remove it{_from(images, index)}"
         yield Finding(
-            **vars(finding) | dict(related=images.images.key(kept), other=kept, suggestion=suggestion),
+            **vars(finding) | dict(related=images.images.key(copy.kept), other=copy.kept, suggestion=suggestion),
         )
+
+
+def _copies(evidence: Evidence, is_error_N: NDArray[np.bool_]) -> Iterator[_Copy]:
+    """Yield every image that has a better copy, with that copy.
+
+    One image of those with equal bytes stays: every other one is a copy of it, wherever it is in the data. What holds
+    for a near copy holds for all images with its bytes, too.
+    """
+    images, copies = evidence.images, evidence.copies
+    exact = np.flatnonzero(copies.kind == "exact")
+    group = join(np.arange(len(images)), copies.i[exact], copies.j[exact])
+    members: dict[int, list[int]] = {}
+    for index in np.union1d(copies.i, copies.j).tolist():
+        members.setdefault(int(group[index]), []).append(index)
+    rank = functools.partial(_rank, evidence, is_error_N)
+    stays = {first: min(rows, key=rank) for first, rows in members.items()}
+    pair_of = {int(group[copies.i[pair]]): pair for pair in exact.tolist()}
+    for first, pair in pair_of.items():
+        yield from (_Copy(row, stays[first], "exact", 1.0, pair) for row in members[first] if row != stays[first])
+    strongest: dict[tuple[int, int, int, str], _Copy] = {}
+    for pair in np.flatnonzero(copies.kind != "exact").tolist():
+        kept, other = sorted((stays[int(group[side[pair]])] for side in (copies.i, copies.j)), key=rank)
+        kind = str(copies.kind[pair])
+        score = float(copies.cosine[pair] if kind == "similar" else copies.score[pair])
+        # the kinds of findings depend on the split and the label of the image that stays
+        place = other, int(images.split[kept]), int(images.images.labels[kept]), kind
+        if place not in strongest or score > strongest[place].score:
+            strongest[place] = _Copy(other, kept, kind, score, pair)
+    for copy in strongest.values():
+        rows = [copy.index] if copy.kind == "similar" else members[int(group[copy.index])]
+        yield from (copy._replace(index=row) for row in rows)
 
 
 def _from(images: SplitImages, index: int) -> str:
@@ -154,11 +195,11 @@ def _from(images: SplitImages, index: int) -> str:
 
 
 def _rank(evidence: Evidence, is_error_N: NDArray[np.bool_], i: int) -> tuple[object, ...]:
-    """Return what decides which image of a pair stays: the smaller one."""
+    """Return what decides which of two copies stays: the smaller one. An unreadable image never stays for a copy."""
     measured, key = evidence.measured, evidence.images.images.key(i)
     split = _ORDER.get(evidence.images.split_of(i), len(_ORDER))
     pixels = int(measured.width[i] * measured.height[i])
-    return split, bool(is_error_N[i]), -pixels, -int(measured.bytes[i]), len(key), key, i
+    return measured.status[i] != "ok", split, bool(is_error_N[i]), -pixels, -int(measured.bytes[i]), len(key), key, i
 
 
 def _pair_reason(evidence: Evidence, index: int, kept: int, pair: int) -> str:

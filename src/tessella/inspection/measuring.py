@@ -2,6 +2,7 @@
 
 A part holds the results of consecutive images and is written atomically. An interrupted inspection continues with the
 first part that is missing; since a part is a whole number of batches, its numbers are those of an uninterrupted one.
+A part is computed again if its files were modified, or if an image that could not be read then can be read now.
 Everything is computed from the pixels that the model sees, so each image is read and decoded once. Only images of pairs
 whose tiles are similar are read again later, see `picture_reader`.
 
@@ -22,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..bulk.shards import decoder_of
 from ..data.all_splits import SplitImages
+from ..data.changes import MODEL_STATUS, is_any_readable, modification_marks
 from ..data.decode import Pixels
 from ..data.isolated import Decoded, IsolatedDecoder
 from ..errors import ImageError
@@ -93,6 +95,7 @@ class _Facts(NamedTuple):
     data: str
     contents: str
     part_images: int
+    modified: str = ""
 
 
 _ARRAYS = ("status", "sha256", "bytes", "width", "height", "vectors", "statistics", "tiles")
@@ -113,17 +116,20 @@ def measure(
     result = Measurements.empty(len(images), predictor.width)
     starts = range(0, len(images), size)
     with nullcontext() if out is None else folder_lock(out):
-        done = set()
+        done: set[int] = set()
+        parts: list[_Facts] = []
         if out is not None:
             create_output_folder(out / PARTS)
-            done = {start for start in starts if _read_part(_part_path(out, start // size), facts, result, start)}
+            marks = modification_marks((images.images.source(i) for i in range(len(images))), size)
+            parts = [facts._replace(modified=mark) for mark in marks]
+            done = _read_parts(out, parts, images, predictor, result)
         counted = sum(min(start + size, len(images)) - start for start in done)
         todo = [i for start in starts if start not in done for i in range(start, min(start + size, len(images)))]
         for count, i in enumerate(_compute(images, todo, predictor, result), counted + 1):
             if progress:
                 progress("images", count, len(images))
             if out is not None and ((i + 1) % size == 0 or i + 1 == len(images)):
-                _write_part(out, i // size, facts, result)
+                _write_part(out, i // size, parts[i // size], result)
     return result
 
 
@@ -145,7 +151,7 @@ def _compute(images: SplitImages, todo: list[int], predictor: Predictor, result:
                 if np.isfinite(vector_1D).all():
                     result.vectors[i] = vector_1D[0]
                 else:
-                    result.status[i] = "non_finite"
+                    result.status[i] = MODEL_STATUS
                     result.messages[i] = "the embedding contains NaN or infinity"
             yield i
 
@@ -195,8 +201,30 @@ def _write_part(out: Path, number: int, facts: _Facts, result: Measurements) -> 
     write_bytes(_part_path(out, number), npz_bytes(arrays | {k: np.array(v) for k, v in facts._asdict().items()}))
 
 
-def _read_part(path: Path, facts: _Facts, result: Measurements, start: int) -> bool:
-    """Copy a part into the result; return False if it is missing, damaged, or of other data or another model."""
+def _read_parts(
+    out: Path, parts: Sequence[_Facts], images: SplitImages, predictor: Predictor, result: Measurements
+) -> set[int]:
+    """Copy all parts that can be used into the result, and return the first image of each of them."""
+    with decoder_of(predictor) as decoder:  # it starts no process before an image is decoded
+
+        def is_repaired(failed: Sequence[int]) -> bool:
+            return is_any_readable(decoder, (images.images.source(i) for i in failed))
+
+        starts = [number * facts.part_images for number, facts in enumerate(parts)]
+        return {
+            start
+            for number, (start, facts) in enumerate(zip(starts, parts, strict=True))
+            if _read_part(_part_path(out, number), facts, result, start, is_repaired)
+        }
+
+
+def _read_part(
+    path: Path, facts: _Facts, result: Measurements, start: int, is_repaired: Callable[[Sequence[int]], bool]
+) -> bool:
+    """Copy a part into the result; return False if it is missing, damaged, or of other data or another model.
+
+    is_repaired: tells whether one of the images that could not be read can be read now; such a part is not used.
+    """
     try:
         with open_regular(path) as file, np.load(file, allow_pickle=False) as part:
             if any(str(part[name]) != str(value) for name, value in facts._asdict().items()):
@@ -208,6 +236,9 @@ def _read_part(path: Path, facts: _Facts, result: Measurements, start: int) -> b
         return False
     targets = {name: getattr(result, name)[start : start + facts.part_images] for name in _ARRAYS}
     if any(arrays[name].shape != target.shape for name, target in targets.items()):
+        return False
+    failed = np.flatnonzero(~np.isin(arrays["status"], ("ok", MODEL_STATUS)))
+    if len(failed) and is_repaired((start + failed).tolist()):
         return False
     for name, target in targets.items():
         target[:] = arrays[name]

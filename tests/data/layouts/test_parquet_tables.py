@@ -141,3 +141,16 @@ def test_a_table_that_changes_after_opening_is_an_error(tmp_path: Path) -> None:
         with pytest.raises(ImageError) as error:
             data.read(0)
         assert error.value.code == code
+
+
+@pytest.mark.parametrize("empty", ["path", "bytes"])
+def test_fields_without_any_value_can_have_the_null_type(tmp_path: Path, empty: str) -> None:
+    """Arrow gives this type to a column of nothing but None."""
+    write(tmp_path, "0.jpg", "1.jpg")
+    images = [dict(bytes=image_bytes(f"{i}.jpg"), path=f"{i}.jpg") | {empty: None} for i in range(2)]
+    pq.write_table(pa.table(dict(image=images, label=["a", "b"])), tmp_path / "x.parquet")
+    data = open_labelled(tmp_path / "x.parquet")
+    assert data.sizes.tolist() == [len(image_bytes("0.jpg")) if empty == "path" else len("0.jpg")] * 2
+    if empty == "path":
+        assert [data.read(i) for i in range(2)] == [image_bytes("0.jpg"), image_bytes("1.jpg")]
+    assert len(data.fingerprint) == 16

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,20 @@ def test_an_archive_of_class_folders(tmp_path: Path) -> None:
         assert keys(train)[0] == f"x.tar::{prefix}train/dog/0.jpg"
         assert [val.read(i) for i in range(4)] == [image_bytes(name) for name in names[4:]]
         assert train.skipped.counts == {"other_suffix": 1, "by_product": 1}
+
+
+def test_members_that_later_ones_replace_are_counted(tmp_path: Path) -> None:
+    """As when the archive is unpacked, the last one of a name stays."""
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, text in (("a/1.jpg", b"one"), ("b/1.jpg", b"two"), ("./a/1.jpg", b"three"), ("a/1.jpg", b"four")):
+            info = tarfile.TarInfo(name)
+            info.size = len(text)
+            archive.addfile(info, io.BytesIO(text))
+    data = open_labelled(tmp_path / "x.tar")
+    assert [data.read(i) for i in range(2)] == [b"four", b"two"]
+    assert data.skipped.counts == {"replaced_member": 2}
+    (line,) = data.skipped.lines()
+    assert "2 members of archives that later ones of the same name replace" in line
 
 
 def test_archives_of_class_folders_without_splits(tmp_path: Path) -> None:

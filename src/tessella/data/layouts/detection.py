@@ -16,7 +16,7 @@ from typing import Literal, TypeAlias
 
 from ...errors import UsageError
 from ...storage import absolute
-from ..names import IMAGE_SUFFIXES, MEASUREMENT_FILES, PACKED, Skipped, normalize_class_name, result_entries, suffix_of
+from ..names import IMAGE_SUFFIXES, PACKED, Skipped, is_measurement_folder, normalize_class_name, suffix_of
 from ..parquet import not_images_reason
 from ..walk import split_pattern, walk
 from .path_lists import splits_in_list
@@ -268,12 +268,11 @@ def _empty_class_folders(
 
 
 def _holds_results(folder: str) -> bool:
-    """Return whether a folder has measurements or explanations of Tessella."""
+    """Return whether a folder has measurements or explanations of Tessella; False if it cannot be listed."""
     try:
-        names = os.listdir(folder)  # noqa: PTH208 - names, not Path objects
+        return is_measurement_folder(folder)
     except OSError:
         return False
-    return any(name in names for name in MEASUREMENT_FILES) or bool(result_entries(names))
 
 
 def has_no_classes(folder: str) -> bool:

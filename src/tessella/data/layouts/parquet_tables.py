@@ -174,6 +174,8 @@ def _value_lengths(array: pa.Array) -> Ints:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if pa.types.is_null(array.type):  # of a column without any value
+        return np.full(len(array), -1, np.int64)
     if pa.types.is_dictionary(array.type):
         lengths = np.append(_value_lengths(array.dictionary), -1)  # the last one is that of null
         return lengths[pc.fill_null(array.indices.cast(pa.int64()), len(lengths) - 1).to_numpy()]

@@ -71,7 +71,10 @@ def find_class_folders(path: str, skipped: Skipped) -> dict[str, ArchivedImage]:
                 if reason := path_ignore_reason(member.name) or ("special_member" if member.kind != "file" else ""):
                     found.add(reason, f"{path}::{member.name}")
                 elif is_image(base):
-                    members[member.name.removeprefix("./")] = ArchivedImage(member.name, member.offset, member.size)
+                    name = member.name.removeprefix("./")
+                    if name in members:  # as when the archive is unpacked
+                        found.add("replaced_member", f"{path}::{member.name}")
+                    members[name] = ArchivedImage(member.name, member.offset, member.size)
                 elif base.partition(".")[2].lower() in ("cls", "json") or base == "classes.txt":
                     return {}
                 else:
