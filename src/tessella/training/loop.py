@@ -78,7 +78,7 @@ def train(
     minus one, at most 8. shard: shard the weights over the processes of torchrun (FSDP2). command: the command line
     that repeats the run, for its card and report. on_event: called with every event, see `tessella.training.events`.
 
-    Raises UsageError (bad_argument, changed_run, busy), OutputError (output_failed, damaged_run), TrainingError
+    Raises UsageError (bad_argument, changed_run, exists, busy), OutputError (output_failed, damaged_run), TrainingError
     (diverged, interrupted), WeightsError and ImageError.
     """
     config = config or TrainConfig()

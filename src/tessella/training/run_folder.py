@@ -14,9 +14,23 @@ from pathlib import Path
 from ..data.unlabelled import TrainingImages
 from ..errors import OutputError, UsageError
 from ..storage import read_regular, write_bytes
+from ..text import count_of
+from .checkpoint import checkpoint_folder, checkpoint_ids
 from .config import TrainConfig, differences
 
 SETTINGS, LOCK = "train.json", ".train.lock"
+RESULTS = (  # files that a run writes, and that are somebody else's in a folder without train.json
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "calibration.safetensors",
+    "images.npz",
+    "metrics.jsonl",
+    "skipped.jsonl",
+    "teacher_outputs.bin",
+    "report/report.md",
+    "report/report.json",
+)
 MAX_SHOWN = 5  # differences that an error message lists
 _OPTIONAL = ("unlabelled", "teacher")  # fields of train.json that not every run has
 _CONTENTS = {  # fingerprints, and what they are of
@@ -30,7 +44,8 @@ _CONTENTS = {  # fingerprints, and what they are of
 def check_folder(out: str | Path) -> Path:
     """Return the folder of a run as a path, whether it exists or not.
 
-    Raises UsageError `bad_argument` for an empty name and OutputError `output_failed` if it cannot be created.
+    Raises UsageError `bad_argument` for an empty name and `exists` for files that no training has written and that a
+    run would replace, and OutputError `output_failed` if it cannot be created.
     """
     if not os.fspath(out):
         raise UsageError("bad_argument", "the output folder has no name", hint="--out RUN")
@@ -55,7 +70,22 @@ def check_folder(out: str | Path) -> Path:
         )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError("output_failed", f"{existing} is not writable", hint="give another --out")
+    if not os.path.lexists(folder / SETTINGS):
+        _refuse_other_files(folder)
     return folder
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Raise UsageError `exists` if a folder without train.json has a file that a run would replace."""
+    found = [name for name in RESULTS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
+    found += [checkpoint_folder(folder, i).relative_to(folder).as_posix() for i in checkpoint_ids(folder)[:1]]
+    if found:
+        more = f" and {count_of(len(found) - 1, 'other file')}" if len(found) > 1 else ""
+        raise UsageError(
+            "exists",
+            f"{folder} has no {SETTINGS}, so it is not the folder of a training, but its {found[0]}{more} would be replaced",
+            hint="give another --out",
+        )
 
 
 @dataclass(frozen=True)
