@@ -44,9 +44,8 @@ def test_files_that_no_training_has_written_are_not_replaced(data: Path, tmp_pat
     file = tmp_path / "mine" / name
     file.parent.mkdir(parents=True)
     file.write_text("mine")
-    with pytest.raises(
-        UsageError, match=f"not the folder of a training, but its {name.partition('/M')[0]} would be replaced"
-    ) as caught:
+    shown = name.partition("/M")[0]
+    with pytest.raises(UsageError, match=f"folder of a training, but its {shown} would be replaced") as caught:
         run(data, tmp_path / "mine")
     assert (caught.value.code, caught.value.hint) == ("exists", "give another --out")
     assert [path for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [file]

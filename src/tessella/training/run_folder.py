@@ -83,7 +83,8 @@ def _refuse_other_files(folder: Path) -> None:
         more = f" and {count_of(len(found) - 1, 'other file')}" if len(found) > 1 else ""
         raise UsageError(
             "exists",
-            f"{folder} has no {SETTINGS}, so it is not the folder of a training, but its {found[0]}{more} would be replaced",
+            f"{folder} has no {SETTINGS}, so it is not the folder of a training, but its {found[0]}{more} would be "
+            "replaced",
             hint="give another --out",
         )
 
