@@ -72,7 +72,7 @@ def test_a_calibration_of_other_weights_or_of_the_validation_images_is_made_agai
     data, out, config = make_images(tmp_path / "data", 96), tmp_path / "run", small(epochs=1)
     run(data, out, config)
     first = beside(out).read_bytes()
-    calibrate_model(data / "val", f"local-dir:{out}", CalibrationSettings(coverage=0.8))
+    calibrate_model(data, f"local-dir:{out}", CalibrationSettings(coverage=0.8))
     run(data, tmp_path / "other", small(epochs=1, seed=1))
     for content in (beside(out).read_bytes(), beside(tmp_path / "other").read_bytes(), b"damaged"):
         assert content != first

@@ -1,7 +1,7 @@
 """The folder of a run: the checks before training, and its train.json.
 
 train.json holds the config and the fingerprints of the training and validation images and, for distillation, of the
-unlabeled images and of the teacher's files. A run is resumed only with the same settings, data and teacher.
+unlabeled images and of the teacher's files or weights. A run is resumed only with the same settings, data and teacher.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class TrainingRecord:
     """The contents of train.json.
 
     data, val: fingerprints of the training and the validation images; unlabelled, teacher: of the unlabeled images and
-    of a teacher's files, "" if there are none.
+    of a teacher's files or weights, "" if there is none. Earlier versions did not record the weights of a model.
     """
 
     config: TrainConfig
@@ -105,7 +105,7 @@ class TrainingRecord:
 
     @classmethod
     def of(cls, config: TrainConfig, images: TrainingImages, teacher: str = "") -> TrainingRecord:
-        """Return the record of a run with this config and these images. teacher: fingerprint of its files."""
+        """Return the record of a run with this config and these images. teacher: its fingerprint."""
         unlabelled = "" if images.unlabelled is None else images.unlabelled.fingerprint
         return cls(config, images.train.fingerprint, images.val.fingerprint, unlabelled, teacher)
 
@@ -160,6 +160,8 @@ class TrainingRecord:
         old = TrainingRecord.read(folder)
         changed = differences(old.config, self.config)
         files = [text for name, text in _CONTENTS.items() if getattr(old, name) != getattr(self, name)]
+        if not (old.teacher and self.teacher) and old.config.teacher == self.config.teacher:
+            files = [text for text in files if text != _CONTENTS["teacher"]]  # not recorded, or not known yet
         if not files and set(changed) == {"epochs"}:
             self._check_more_epochs(folder, old.config)
         elif changed or files:
