@@ -48,9 +48,7 @@ def test_a_teacher_with_other_classes_is_refused(data: Path, finished_run: Path,
     names = tmp_path / "names.txt"
     names.write_text("bright\ncat\n")
     config = small(teacher=f"local-dir:{finished_run}", teacher_labels=str(names))
-    with pytest.raises(
-        UsageError, match="other classes than the data, such as 'bright'; the data has 'dark'"
-    ) as caught:
+    with pytest.raises(UsageError, match="other classes than the data, such as 'bright'; the data") as caught:
         run(data, tmp_path / "run", config)
     assert "distill_weight to 1" in str(caught.value.hint)
     assert not (tmp_path / "run").exists()

@@ -152,8 +152,8 @@ def class_order(config: TrainConfig, teacher: Teacher, data_classes: tuple[str, 
             f"the teacher {config.teacher} has other classes than the data, such as {names[0]!r}; the data has "
             f"{other!r}",
             hint="fine-tune the teacher on this data first and give its folder, local-dir:FOLDER; or set "
-            "distill_weight to 1, to learn the teacher's classes; or distill_target to embedding; or, if only the names "
-            "differ, teacher_labels to a file with those of the data",
+            "distill_weight to 1, to learn the teacher's classes; or distill_target to embedding; or, if only the "
+            "names differ, teacher_labels to a file with those of the data",
         )
     order = tuple(index[name] for name in classes)
     return None if order == tuple(range(len(order))) else order
