@@ -186,3 +186,49 @@ def test_arguments_of_other_types_are_refused(image_folder: Path) -> None:
     ]
     for call in calls:
         refusal("bad_argument", call)
+
+
+# --- images in both sets ----------------------------------------------------------------------------------------------
+
+
+def write_list(path: Path, *names: str) -> Path:
+    labels = (name.rpartition("/")[2][0] for name in names)
+    path.write_text("path,label\n" + "".join(f"{name},{label}\n" for name, label in zip(names, labels, strict=True)))
+    return path
+
+
+def test_an_image_of_both_sets_is_refused_wherever_a_list_names_it(tmp_path: Path) -> None:
+    root = write(tmp_path / "images", *(f"{label}/{label}{i}.jpg" for label in "xy" for i in range(3)))
+    (tmp_path / "linked").symlink_to(root)
+    (tmp_path / "x9.jpg").symlink_to(root / "x" / "x0.jpg")
+    train = write_list(tmp_path / "one.csv", "images/x/x0.jpg", "images/x/x1.jpg", "images/y/y0.jpg")
+    for val, shared in (
+        (root, 3),
+        (write_list(tmp_path / "two.csv", "images/../images/x/x0.jpg", "images/y/y2.jpg"), 1),
+        (write_list(tmp_path / "three.csv", "linked/x/x1.jpg", "images/y/y0.jpg"), 2),
+        (write_list(tmp_path / "four.csv", "x9.jpg", "images/y/y2.jpg"), 1),
+    ):
+        for pair in ((train, val), (val, train)):
+            message = refusal("bad_argument", functools.partial(open_split, pair[0], val=pair[1]))
+            assert f"share {shared} file" in message
+            assert str(root / "x") in message or str(root / "y") in message
+    other = write_list(tmp_path / "other.csv", "images/x/x2.jpg", "images/y/y1.jpg")
+    assert len(open_split(train, val=other)[1]) == 2
+    (tmp_path / "split").mkdir()
+    rows = "".join(f"../images/{k}/{k}{i}.jpg,{k},{'val' if i else 'train'}\n" for k in "xy" for i in range(2))
+    (tmp_path / "split" / "all.csv").write_text("path,label,split\n" + rows)
+    assert len(open_split(tmp_path / "split" / "all.csv")[1]) == 2
+
+
+def test_an_image_inside_a_file_is_refused_in_both_sets(tmp_path: Path) -> None:
+    archive = write_tar(tmp_path / "a.tar", samples("xyxy"))
+    names = sorted(key.partition("::")[2] for key in keys(open_labelled(archive)))
+    table = write_parquet(tmp_path / "t.parquet", ["x", "y", "x", "y"], names=None)
+    for inside, whole in (
+        ([f"a.tar::{name}" for name in names], archive),
+        ([f"t.parquet:{i}" for i in range(4)], table),
+    ):
+        rows = "".join(f"{name},{'xy'[i % 2]}\n" for i, name in enumerate(inside[:2]))
+        (tmp_path / "list.csv").write_text("path,label\n" + rows)
+        message = refusal("bad_argument", functools.partial(open_split, whole, val=tmp_path / "list.csv"))
+        assert "share 2 files" in message

@@ -8,7 +8,9 @@ import pytest
 
 import tessella
 from tessella.calibration.finding import beside
+from tessella.calibration.fitting import CalibrationSettings
 from tessella.errors import OutputError
+from tessella.evaluation.calibrator import calibrate as calibrate_model
 
 from .small_runs import make_images, remarks_of, run, small
 
@@ -50,3 +52,30 @@ def test_a_former_calibration_that_cannot_be_removed_is_reported(tmp_path: Path)
     with pytest.raises(OutputError, match="could not be removed") as caught:
         run(make_images(tmp_path / "data"), tmp_path / "run", small(epochs=1))
     assert caught.value.code == "output_failed"
+
+
+@pytest.mark.usefixtures("without_report")
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_the_own_calibration_of_a_finished_run_is_kept(tmp_path: Path, calibrate: bool) -> None:
+    data, out, config = make_images(tmp_path / "data", 96), tmp_path / "run", small(epochs=1, calibrate=calibrate)
+    run(data, out, config)
+    other, options = make_images(tmp_path / "other", 100, seed=1), dict(transform="fast")
+    calibrate_model(other / "train", f"local-dir:{out}", load_options=options, out=beside(out))
+    before = beside(out).read_bytes()
+    assert "own calibration on 100 images is kept" in remarks_of(run(data, out, config))
+    assert beside(out).read_bytes() == before
+    assert "Its own calibration on 100 images is kept" in (out / "README.md").read_text()
+
+
+@pytest.mark.usefixtures("without_report")
+def test_a_calibration_of_other_weights_or_of_the_validation_images_is_made_again(tmp_path: Path) -> None:
+    data, out, config = make_images(tmp_path / "data", 96), tmp_path / "run", small(epochs=1)
+    run(data, out, config)
+    first = beside(out).read_bytes()
+    calibrate_model(data, f"local-dir:{out}", CalibrationSettings(coverage=0.8))
+    run(data, tmp_path / "other", small(epochs=1, seed=1))
+    for content in (beside(out).read_bytes(), beside(tmp_path / "other").read_bytes(), b"damaged"):
+        assert content != first
+        beside(out).write_bytes(content)
+        assert "calibrated on 48 validation images" in remarks_of(run(data, out, config))
+        assert beside(out).read_bytes() == first

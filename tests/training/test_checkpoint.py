@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from tessella.errors import OutputError, WeightsError
@@ -126,6 +127,47 @@ def test_a_run_ends_with_a_model_if_the_best_checkpoint_was_deleted(
     events = run(data, tmp_path, config)
     assert "the checkpoint of the best epoch so far is missing" in remarks_of(events)
     assert (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.usefixtures("without_report")
+@pytest.mark.parametrize("damage", ["delete", "flip"])
+def test_a_finished_run_keeps_its_newest_checkpoint_if_the_best_cannot_be_read(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    tops = iter([0.9, 0.5, 0.6])
+    monkeypatch.setattr(loop, "validate", lambda *args: Validation(next(tops), 1.0, 24, 0))
+    config = small(calibrate=False)
+    run(data, tmp_path, config)
+    best = checkpoint.checkpoint_folder(tmp_path, 4)
+    if damage == "delete":
+        shutil.rmtree(best)
+    else:
+        flip(best / "model.safetensors", -1)
+    remarks = remarks_of(run(data, tmp_path, config))
+    reason = "the best epoch so far is missing" if damage == "delete" else f"{best} is damaged: the hash of"
+    assert reason in remarks
+    assert "the weights of the newest checkpoint are kept, those of the last epoch" in remarks
+    assert "remaining epochs" not in remarks
+    kept, newest = (
+        safetensors.torch.load_file(path / "model.safetensors")
+        for path in (tmp_path, checkpoint.checkpoint_folder(tmp_path, 12))
+    )
+    assert all(torch.equal(kept[name], newest[name]) for name in kept)
+
+
+@pytest.mark.usefixtures("without_report")
+def test_a_damaged_best_checkpoint_is_reported_before_the_remaining_epochs(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tops = iter([0.9, 0.5, 0.6])
+    monkeypatch.setattr(loop, "validate", lambda *args: Validation(next(tops), 1.0, 24, 0))
+    one, two = (small(epochs=n, schedule="constant", warmup_fraction=0.0, calibrate=False) for n in (2, 3))
+    run(data, tmp_path, one)
+    flip(checkpoint.checkpoint_folder(tmp_path, 4) / "model.safetensors", -1)
+    remarks = remarks_of(run(data, tmp_path, two))
+    assert (
+        "is damaged: the hash of model.safetensors does not match the manifest, so the best of the remaining" in remarks
+    )
 
 
 def test_checkpoints_that_cannot_be_listed_have_an_error_code(tmp_path: Path) -> None:

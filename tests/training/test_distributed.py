@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from tessella.training.config import TrainConfig
 from tessella.training.distributed import DistributedContext
+from tessella.training.loop import TrainingRun
 
 from .small_runs import epochs_of, run, small
 
@@ -53,6 +54,14 @@ def test_two_processes_train_as_one(data: Path, tmp_path: Path, more: tuple[str,
     )
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_no_process_waits_for_the_results(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(DistributedContext, "shutdown", lambda context: calls.append("shutdown"))
+    monkeypatch.setattr(TrainingRun, "finish", lambda run, command: calls.append("finish"))
+    run(data, tmp_path / "run", small(epochs=1))
+    assert calls == ["shutdown", "finish"]
 
 
 def test_one_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:

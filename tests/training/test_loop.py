@@ -16,7 +16,7 @@ import torch
 
 import tessella
 from tessella.data.datasets import open_labelled
-from tessella.errors import OutputError, TrainingError
+from tessella.errors import ImageError, OutputError, TrainingError
 from tessella.storage import write_atomic
 from tessella.training import checkpoint
 from tessella.training.config import TrainConfig
@@ -24,7 +24,7 @@ from tessella.training.events import StepEvent, TrainingEvent
 from tessella.training.loop import train
 
 from .kills import assert_same, kill_and_resume, last
-from .small_runs import CLASSES, FAMILIES, losses, remarks_of, run, small
+from .small_runs import CLASSES, FAMILIES, losses, make_images, remarks_of, run, small
 
 
 def test_training_improves_accuracy_and_the_folder_can_be_loaded(data: Path, finished_run: Path) -> None:
@@ -163,6 +163,19 @@ def test_training_images_of_the_initial_model_that_are_not_recorded_are_a_warnin
     config = TrainConfig(model=f"local-dir:{finished_run}", init_from="pretrained", epochs=1, batch_size=16)
     monkeypatch.setattr("tessella.evaluation.leakage.MAX_BYTES", 100)  # so that only names are recorded
     assert f"leaves out those of local-dir:{finished_run}" in remarks_of(run(data, tmp_path / "tuned", config))
+
+
+def test_an_epoch_without_any_image_is_an_error(tmp_path: Path) -> None:
+    data = make_images(tmp_path / "data")
+    for image in (data / "train").rglob("*.png"):
+        image.write_bytes(b"no image")
+    for _ in range(2):  # a run that is resumed, too
+        with pytest.raises(ImageError, match="epoch 0: none of the training images can be read") as caught:
+            run(data, tmp_path / "run", small())
+        assert (caught.value.code, caught.value.hint) == ("unreadable", "replace the images, and give another --out")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    keys = {json.loads(line)["key"] for line in (tmp_path / "run" / "skipped.jsonl").read_text().splitlines()}
+    assert len(keys) == 48
 
 
 def test_file_names_that_are_not_utf8(data: Path, tmp_path: Path) -> None:

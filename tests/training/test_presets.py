@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,7 +66,8 @@ def test_the_config_that_the_command_line_chooses(tmp_path: Path) -> None:
         )
     architecture, _, _ = default_model("embed").partition(".")
     for preset, scratch_only in ((None, True), ("finetune", True), ("small-data", False), ("distill", False)):
-        config = choose_config(None, preset, None, scratch_only, {})[0]
+        teacher = dict(teacher="teacher.onnx") if preset == "distill" else {}
+        config = choose_config(None, preset, None, scratch_only, teacher)[0]
         assert (config.model, config.init_from) == (architecture, "scratch")
     config = choose_config("mixer_b16_224", "finetune", None, False, {})[0]  # there are default weights
     assert (config.model, config.init_from) == ("mixer_b16_224.goog_in21k_ft_in1k", "pretrained")
@@ -107,3 +109,27 @@ def test_files_that_are_not_configs_are_refused(tmp_path: Path) -> None:
             read_config(file)
     with pytest.raises(UsageError, match="could not be read"):
         read_config(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize(
+    ("preset", "changes", "text"),
+    [
+        ("distill", {}, "the preset distill is given"),
+        (None, dict(distill_target="logits"), "distill_target is given"),  # although that is the default
+        ("finetune", dict(distill_weight=0.5), "distill_weight is given"),
+    ],
+)
+def test_distillation_without_a_teacher_is_refused(
+    tmp_path: Path, preset: str | None, changes: dict[str, Any], text: str
+) -> None:
+    model = "convmixer_256_8_ks3_p4.cifar10"
+    with pytest.raises(UsageError, match=text) as caught:
+        choose_config(model, preset, None, False, changes)
+    assert (caught.value.code, caught.value.hint) == ("bad_argument", "--teacher MODEL")
+    config, _ = choose_config(model, preset, None, False, changes | dict(teacher="teacher.onnx"))
+    assert config.teacher == "teacher.onnx"
+    file = tmp_path / "train.json"
+    file.write_text(json.dumps(TrainConfig(model=model).as_dict()))  # has every setting
+    choose_config(None, None, str(file), False, {})
+    file.write_text(json.dumps(config.as_dict()))
+    choose_config(None, None, str(file), False, changes)  # the teacher is in the file

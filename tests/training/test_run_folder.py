@@ -33,6 +33,32 @@ def test_another_config_or_other_data_is_refused(data: Path, finished_run: Path,
         run(make_images(tmp_path, count=50), finished_run, small(ema_decay=0.9))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("README.md", "config.json", "model.safetensors", "calibration.safetensors", "images.npz", "metrics.jsonl"),
+        *("skipped.jsonl", "teacher_outputs.bin", "report/report.md", "checkpoints/at-00000004/MANIFEST.json"),
+    ],
+)
+def test_files_that_no_training_has_written_are_not_replaced(data: Path, tmp_path: Path, name: str) -> None:
+    file = tmp_path / "mine" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    shown = name.partition("/M")[0]
+    with pytest.raises(UsageError, match=f"folder of a training, but its {shown} would be replaced") as caught:
+        run(data, tmp_path / "mine")
+    assert (caught.value.code, caught.value.hint) == ("exists", "give another --out")
+    assert [path for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [file]
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.usefixtures("without_report")
+def test_other_files_in_the_folder_of_a_run_are_kept(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    run(data, tmp_path, small(epochs=1))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 @pytest.mark.usefixtures("without_report")
 def test_images_of_the_same_size_with_other_contents_are_refused(tmp_path: Path) -> None:
     data, out = make_images(tmp_path / "data"), tmp_path / "run"

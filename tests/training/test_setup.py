@@ -51,6 +51,25 @@ def test_a_batch_that_cannot_be_split_evenly_is_refused(data: Path) -> None:
     assert "--batch-size 18" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(distill="hard"),
+        dict(distill_weight=1.0),
+        dict(distill_target="embedding"),
+        dict(teacher_labels="names.txt"),
+        dict(teacher_epochs=1),
+    ],
+)
+def test_settings_of_distillation_without_a_teacher_are_refused(
+    data: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(changes))} is set, but there is no teacher") as caught:
+        run(data, tmp_path / "run", small(**changes))
+    assert (caught.value.code, caught.value.hint) == ("bad_argument", "--teacher MODEL")
+    assert not (tmp_path / "run").exists()
+
+
 def test_data_settings_are_checked() -> None:
     with pytest.raises(UsageError, match="val_fraction is 'half'") as caught:
         DataSettings(data="images", val_fraction="half")  # type: ignore[arg-type]

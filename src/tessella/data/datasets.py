@@ -135,7 +135,8 @@ def open_split(
     is not used, and is counted in `skipped`.
 
     Raises UsageError as `open_labelled` does, and `bad_argument` for a class without training images, for a file in
-    both sets, or for a `val_fraction` that is not between 0 and 1 or leaves no validation image.
+    both sets (also of those that a list names), or for a `val_fraction` that is not between 0 and 1 or leaves no
+    validation image.
     """
     skipped = Skipped()
     files = find_files(os.fsdecode(data), skipped)
@@ -148,18 +149,44 @@ def open_split(
         val_files, val_splits = _find_validation(files, train_splits, train.classes)
     if val_splits:
         shared = files.paths(train_splits) & val_files.paths(val_splits)
-        if shared:
-            raise bad_data(
-                f"the training and the validation data share {count_of(len(shared), 'file')}, such as {min(shared)!r}",
-                "use other validation images, or none, so that some of the training images are held out",
-            )
+        _refuse_shared(shared)
         validation = _load(val_files, val_splits, train.classes)
+        if "list" in (files.kind, val_files.kind):  # a list names files anywhere
+            _refuse_shared(_places(train) & _places(validation))
     else:
         train, validation = _hold_out(train, val_fraction)
         if example := skipped.example("unlabelled"):
             validation.origin += f"; {example!r} has no images of these classes, and is not used"
     _require_training_images(train)
     return train, validation
+
+
+def _refuse_shared(shared: set[str]) -> None:
+    if shared:
+        raise bad_data(
+            f"the training and the validation data share {count_of(len(shared), 'file')}, such as {min(shared)!r}",
+            "use other validation images, or none, so that some of the training images are held out",
+        )
+
+
+def _places(images: LabelledImages) -> set[str]:
+    """Return where the images lie: resolved paths, with the row of a table or the position in an archive."""
+    folders: dict[str, str] = {}  # resolved; resolving each file would ask for every folder above it
+    places = set()
+    for i in range(len(images)):
+        source = images.source(i)
+        folder, name = os.path.split(source.path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        path = join_path(folders[folder], name)
+        if os.path.islink(path):  # noqa: PTH114 - as above
+            path = os.path.realpath(path)
+        if source.offset is not None:
+            path += f" at byte {source.offset}"
+        elif source.path.lower().endswith(".parquet"):
+            path += f":{source.key.rpartition(':')[2]}"
+        places.add(path)
+    return places
 
 
 def _find_validation(

@@ -212,6 +212,13 @@ class TrainConfig:
             ) from None
 
 
+def distillation_settings(config: TrainConfig) -> list[str]:
+    """Return the names of the settings about a teacher, besides the teacher itself, that differ from their defaults."""
+    defaults = TrainConfig()
+    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name.startswith(("distill", "teacher_"))]
+    return [name for name in names if getattr(config, name) != getattr(defaults, name)]
+
+
 def is_teacher_file(name: str) -> bool:
     """Return True for the name of a file or an exported folder, and False for the name of a model.
 

@@ -61,11 +61,23 @@ class Distillation:
 
     own_classes: the student has the teacher's classes, so that labels say nothing about its logits. center: mean and
     standard deviation of the teacher's embedding, each (D,) float32, once they are known. cache: the teacher's outputs
-    for the crops of a run in which they repeat.
+    for the crops of a run in which they repeat, with logits in the order of its classes.
     """
 
-    def __init__(self, teacher: Teacher, config: TrainConfig, spec: InputSpec, own_classes: bool, folder: Path):
-        """Combine a teacher with the config of the run and the input of the student. folder: of the run."""
+    def __init__(
+        self,
+        teacher: Teacher,
+        config: TrainConfig,
+        spec: InputSpec,
+        own_classes: bool,
+        folder: Path,
+        order: tuple[int, ...] | None = None,
+    ):
+        """Combine a teacher with the config of the run and the input of the student.
+
+        folder: of the run. order: the teacher's class index of each of the student's K classes; None if it is the same.
+        """
+        self.order = order
         self.teacher, self.config, self.spec, self.own_classes = teacher, config, spec, own_classes
         self.center: dict[str, Tensor] = {}
         self.cache = RowCache(folder / OUTPUTS, teacher.num_classes + teacher.width) if config.teacher_epochs else None
@@ -92,7 +104,19 @@ class Distillation:
 
     @torch.no_grad()
     def targets(self, x_BCHW: Tensor) -> TeacherOutputs:
-        """Return the teacher's outputs for rendered (B,C,H,W) images that are normalized for the student."""
+        """Return the teacher's outputs for rendered (B,C,H,W) images that are normalized for the student.
+
+        Logits are in the order of the student's classes.
+        """
+        return self._ordered(self._teacher_outputs(x_BCHW))
+
+    def _ordered(self, outputs: TeacherOutputs) -> TeacherOutputs:
+        if self.order is None or outputs.logits is None:
+            return outputs
+        return outputs._replace(logits=outputs.logits[:, list(self.order)])
+
+    def _teacher_outputs(self, x_BCHW: Tensor) -> TeacherOutputs:
+        """Return the teacher's outputs as `targets` does, with logits in the order of the teacher's classes."""
 
         def column(values: tuple[float, ...]) -> Tensor:
             return torch.tensor(values, device=x_BCHW.device)[:, None, None]
@@ -117,14 +141,16 @@ class Distillation:
         new = (~known).nonzero().flatten()
         for first in range(0, len(new), _CHUNK):
             positions, part = new[first : first + _CHUNK], rendered[first : first + _CHUNK]
-            targets = self.targets(normalise(part.to(device), self.spec))
+            targets = self._teacher_outputs(normalise(part.to(device), self.spec))
             values = to_half(torch.cat([value for value in targets if value is not None], 1).cpu().numpy())
             outputs[positions] = torch.from_numpy(values)
             for i, row in zip(positions.tolist(), values, strict=True):
                 self._write(keys[i], row)
         logits, embedding = outputs.float().to(device).split([self.teacher.num_classes, self.teacher.width], 1)
-        return TeacherOutputs(
-            logits if self.config.distills_logits else None, embedding if self.config.distills_embedding else None
+        return self._ordered(
+            TeacherOutputs(
+                logits if self.config.distills_logits else None, embedding if self.config.distills_embedding else None
+            )
         )
 
     def _write(self, key: RowKey, row: NDArray[np.float16]) -> None:

@@ -24,7 +24,7 @@ from ..data.augment import TrainTransform
 from ..data.datasets import LabelledImages
 from ..data.loader import CropCache, EvalImages, Loader, Schedule, TrainImages
 from ..data.unlabelled import TrainingImages
-from ..errors import TrainingError, UsageError
+from ..errors import ImageError, TrainingError, UsageError, WeightsError
 from ..plots.figures import warn_without_matplotlib
 from ..signals import GracefulStop
 from . import checkpoint
@@ -32,7 +32,7 @@ from .config import TrainConfig
 from .distributed import DistributedContext
 from .events import PROBE_EPOCH, EpochEvent, ProbeEvent, StepEvent, TrainingEvent, TrainingRemark
 from .head import HeadSettings, fit_head
-from .metrics_log import MetricsLog
+from .metrics_log import SKIPPED, MetricsLog
 from .model import has_classifier_for
 from .results import FinishedRun, write_results
 from .run_folder import check_folder
@@ -70,7 +70,8 @@ def train(
     """Train a classifier on labeled images and return the folder of the run, `out`.
 
     A run that exists in the folder is resumed; its config and data must be the same. At the end the folder can be
-    loaded with `tessella.load("local-dir:...")`.
+    loaded with `tessella.load("local-dir:...")`. Of several processes, only the first returns after the results are
+    written; the others return when all epochs are done.
 
     data: a path, `DataSettings`, or images that are open already: training and validation images, or `TrainingImages`,
     which may include unlabeled ones. config: None: the defaults of
@@ -78,7 +79,7 @@ def train(
     minus one, at most 8. shard: shard the weights over the processes of torchrun (FSDP2). command: the command line
     that repeats the run, for its card and report. on_event: called with every event, see `tessella.training.events`.
 
-    Raises UsageError (bad_argument, changed_run, busy), OutputError (output_failed, damaged_run), TrainingError
+    Raises UsageError (bad_argument, changed_run, exists, busy), OutputError (output_failed, damaged_run), TrainingError
     (diverged, interrupted), WeightsError and ImageError.
     """
     config = config or TrainConfig()
@@ -103,9 +104,9 @@ def train(
         run = TrainingRun(setup, setup.prepare(stack))
         run.begin(shard)
         run.train_epochs()
+        context.shutdown()  # first: the other processes would wait for the results no longer than their time limit
         if context.rank == 0:
             run.finish(command)
-        context.shutdown()
     return folder
 
 
@@ -222,13 +223,7 @@ class TrainingRun:
     def _restore(self, saved: checkpoint.TrainingCheckpoint) -> None:
         self.steps_done, self.epochs_done = self.trainer.restore(saved), saved.state["evaluated"]
         self.best, self.totals = BestEpoch.from_state(saved.state["best"]), EpochTotals(**saved.state["sums"])
-        kept = checkpoint.checkpoint_ids(self.setup.folder)
-        if self.best != BestEpoch() and self.best.checkpoint_id not in kept:
-            # deleted when a newer epoch was better, whose checkpoint is damaged
-            self.log.remark(
-                "the checkpoint of the best epoch so far is missing, so the best of the remaining epochs will be kept"
-            )
-            self.best = BestEpoch()
+        self._check_best(saved)
         probe = saved.state.get("probed")
         self.probe = None if probe is None else ProbeBaseline(**probe)
         if self.steps_done < self.total_steps:
@@ -236,6 +231,29 @@ class TrainingRun:
         else:
             self.log.remark("all epochs are done")
         self.log.trim(self.steps_done, self.epochs_done)
+
+    def _check_best(self, saved: checkpoint.TrainingCheckpoint) -> None:
+        """Choose other weights than those of the best epoch so far if its checkpoint cannot be read.
+
+        It may have been deleted when a newer epoch was better, whose checkpoint is damaged.
+        """
+        best, folder = self.best, self.setup.folder
+        if self.config.select == "last" or best == BestEpoch() or best.checkpoint_id == saved.checkpoint_id:
+            return
+        try:
+            checkpoint.read(folder, best.checkpoint_id)
+            return
+        except WeightsError as error:
+            missing = not checkpoint.checkpoint_folder(folder, best.checkpoint_id).exists()
+            problem = "the checkpoint of the best epoch so far is missing" if missing else error.message
+        if self.epochs_done < self.config.epochs:
+            self.log.remark(f"{problem}, so the best of the remaining epochs will be kept")
+            self.best = BestEpoch()
+            return
+        self.log.remark(f"{problem}, so the weights of the newest checkpoint are kept, those of the last epoch")
+        epoch = self.epochs_done - 1
+        row = next((row for row in self.log.rows() if row["kind"] == "epoch" and row["epoch"] == epoch), {})
+        self.best = BestEpoch(row.get("val_top1", 0.0), row.get("val_loss", 0.0), epoch, saved.checkpoint_id)
 
     def save(self) -> None:
         """Write a checkpoint; every process must call it."""
@@ -260,6 +278,7 @@ class TrainingRun:
             for epoch in range(self.epochs_done, self.config.epochs):
                 started = time.monotonic()
                 self._train_epoch(epoch, stop, freed_memory)
+                self._require_images(epoch)
                 validation = self._validate()
                 self.best = self.best.better(validation, epoch, self.steps_done + epoch + 1)
                 self._report(
@@ -320,6 +339,16 @@ class TrainingRun:
             if result.overdue and self.steps_done % self.schedule.steps:  # the end of an epoch is saved later
                 self.save()
 
+    def _require_images(self, epoch: int) -> None:
+        """Raise ImageError `unreadable` if no image of an epoch could be read, so that nothing was learned."""
+        if not self.totals.images and not self.totals.bad:
+            raise ImageError(
+                "unreadable",
+                f"epoch {epoch}: none of the training images can be read; their errors are in "
+                f"{self.setup.folder / SKIPPED}",
+                hint="replace the images, and give another --out",
+            )
+
     def _check_loss(self, result: StepResult) -> None:
         """Report a step that was not applied; raises TrainingError `diverged` after too many in a row."""
         if result.applied:
@@ -352,7 +381,7 @@ class TrainingRun:
         self.log.write(event)
 
     def finish(self, command: str) -> None:
-        """Write the model, its card and the report; in the first process only."""
+        """Write the model, its card and the report; in the first process only, without the others."""
         best = self.best
         selects_last = self.config.select == "last"
         if self.probe is not None:

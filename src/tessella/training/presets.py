@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ..checks import checked
 from ..data.augment import Augmentation
@@ -154,15 +154,18 @@ def choose_config(
     JSON file whose settings are used instead of a preset. scratch: start from random weights. changes: fields that
     override those of the preset or file. started_with: the model of the run that is resumed, which is kept if it was
     the default then.
-    Raises UsageError `bad_argument`, `not_found` (the file) and `no_weights` (none are published for the model).
+    Raises UsageError `bad_argument`, also for distillation without a teacher, `not_found` (the file) and `no_weights`
+    (none are published for the model).
     """
     changes = dict(changes)
     if file is not None and preset is not None:
         raise UsageError("bad_argument", "--preset and --config cannot be combined", hint="give only one of them")
     if preset is not None:
         _check_preset(preset)
+    given = [*changes]
     if file is not None:
         changes = {**read_config(file), **changes}
+    _check_teacher(preset, given, changes)
     if model is not None:
         changes["model"] = model
     elif "model" not in changes:
@@ -198,6 +201,17 @@ def choose_config(
 def _check_preset(preset: str) -> None:
     if preset not in PRESETS:
         raise UsageError("bad_argument", f"there is no preset {preset!r}", hint=f"choose from {', '.join(PRESETS)}")
+
+
+def _check_teacher(preset: str | None, given: Iterable[str], changes: Mapping[str, object]) -> None:
+    """Raise UsageError `bad_argument` for distillation without a teacher. given: names of fields besides the file's."""
+    wanted = next((name for name in given if name.startswith("distill")), "")
+    if not wanted and preset == "distill":
+        wanted = "the preset distill"
+    if wanted and not changes.get("teacher"):
+        raise UsageError(
+            "bad_argument", f"{wanted} is given, but there is no teacher to learn from", hint="--teacher MODEL"
+        )
 
 
 def _check_weights_exist(name: str) -> None:

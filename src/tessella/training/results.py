@@ -10,20 +10,21 @@ import torch
 
 from ..calibration.finding import beside
 from ..calibration.fitting import MIN_IMAGES, CalibrationSettings
-from ..calibration.storage import write_calibration
+from ..calibration.storage import read_calibration, write_calibration
 from ..cards.writer import card
 from ..data.unlabelled import TrainingImages
 from ..engine import make_plan
-from ..errors import UsageError
+from ..errors import TessellaError, UsageError
 from ..evaluation.calibrator import measure_calibration
 from ..evaluation.evaluator import Evaluation, measure
 from ..evaluation.markdown import percent
 from ..evaluation.report import ReportHeader, write_report
+from ..fingerprint import hash_identity
 from ..machine import hardware
 from ..models.base import ImageModel
 from ..predictor import Predictor
 from ..storage import remove_file, write_bytes
-from ..text import encode_text, escape
+from ..text import count_of, encode_text, escape
 from ..weights.save import model_card, save_pretrained
 from . import checkpoint
 from .config import TrainConfig
@@ -61,20 +62,23 @@ class FinishedRun:
 def write_results(run: FinishedRun) -> str:
     """Write the selected weights as a model folder, with a calibration, a card and a report.
 
-    Returns a sentence about the calibration. There is no report on a student with the classes of its teacher, because
-    the images have no labels for them. Raises OutputError `output_failed`.
+    Returns a sentence about the calibration. One that the user made of these weights is kept. There is no report on a
+    student with the classes of its teacher, because the images have no labels for them. Raises OutputError
+    `output_failed`.
     """
     model = _selected_model(run)
-    remove_file(beside(run.folder))  # of weights that are replaced now
-    save_pretrained(model, run.folder)
     plan = make_plan(engine="eager", precision="float32")
     predictor = Predictor(model, name=f"local-dir:{run.folder}", plan=plan)
+    kept = _kept_calibration(run, predictor)
+    if not kept:
+        remove_file(beside(run.folder))  # of weights that are replaced now
+    save_pretrained(model, run.folder)
     if run.classes != run.images.train.classes:
         _write_card(run, model, _agreement(run), hardware("cpu"))
-        return "not calibrated: the images have no labels for the classes of the teacher"
+        return kept or "not calibrated: the images have no labels for the classes of the teacher"
     evaluation = measure(predictor, run.images.val)
     assert evaluation.metrics is not None
-    calibration = _calibrate(run, predictor)
+    calibration = kept or _calibrate(run, predictor)
     figures = f"{_figures(run, evaluation)}\n{escape(calibration[0].upper() + calibration[1:])}."
     _write_card(run, model, figures, evaluation.conditions["hardware"])
     header = ReportHeader(
@@ -94,6 +98,25 @@ def write_results(run: FinishedRun) -> str:
     )
     write_bytes(run.folder / "README.md", encode_text(card(run.folder)))  # now with the figures of the report
     return calibration
+
+
+def _kept_calibration(run: FinishedRun, predictor: Predictor) -> str:
+    """Return a sentence about the user's own calibration of the weights that are written, "" if there is none.
+
+    A calibration on the validation images of the run may be from the run itself, and is made again.
+    """
+    path = beside(run.folder)
+    if not path.is_file():
+        return ""
+    try:
+        own = read_calibration(path)
+    except TessellaError:  # a damaged file is replaced
+        return ""
+    settings = dict(policy=own.policy, transform=own.transform, precision=own.precision)
+    is_of_these_weights = own.fingerprint == hash_identity(predictor.identity, **settings)
+    if not is_of_these_weights or own.data.fingerprint == run.images.val.fingerprint:
+        return ""
+    return f"its own calibration on {count_of(own.data.images, 'image')} is kept, because the weights are the same"
 
 
 def _calibrate(run: FinishedRun, predictor: Predictor) -> str:

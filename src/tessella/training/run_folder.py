@@ -1,7 +1,7 @@
 """The folder of a run: the checks before training, and its train.json.
 
 train.json holds the config and the fingerprints of the training and validation images and, for distillation, of the
-unlabeled images and of the teacher's files. A run is resumed only with the same settings, data and teacher.
+unlabeled images and of the teacher's files or weights. A run is resumed only with the same settings, data and teacher.
 """
 
 from __future__ import annotations
@@ -14,9 +14,23 @@ from pathlib import Path
 from ..data.unlabelled import TrainingImages
 from ..errors import OutputError, UsageError
 from ..storage import read_regular, write_bytes
+from ..text import count_of
+from .checkpoint import checkpoint_folder, checkpoint_ids
 from .config import TrainConfig, differences
 
 SETTINGS, LOCK = "train.json", ".train.lock"
+RESULTS = (  # files that a run writes, and that are somebody else's in a folder without train.json
+    "README.md",
+    "config.json",
+    "model.safetensors",
+    "calibration.safetensors",
+    "images.npz",
+    "metrics.jsonl",
+    "skipped.jsonl",
+    "teacher_outputs.bin",
+    "report/report.md",
+    "report/report.json",
+)
 MAX_SHOWN = 5  # differences that an error message lists
 _OPTIONAL = ("unlabelled", "teacher")  # fields of train.json that not every run has
 _CONTENTS = {  # fingerprints, and what they are of
@@ -30,7 +44,8 @@ _CONTENTS = {  # fingerprints, and what they are of
 def check_folder(out: str | Path) -> Path:
     """Return the folder of a run as a path, whether it exists or not.
 
-    Raises UsageError `bad_argument` for an empty name and OutputError `output_failed` if it cannot be created.
+    Raises UsageError `bad_argument` for an empty name and `exists` for files that no training has written and that a
+    run would replace, and OutputError `output_failed` if it cannot be created.
     """
     if not os.fspath(out):
         raise UsageError("bad_argument", "the output folder has no name", hint="--out RUN")
@@ -55,7 +70,23 @@ def check_folder(out: str | Path) -> Path:
         )
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError("output_failed", f"{existing} is not writable", hint="give another --out")
+    if not os.path.lexists(folder / SETTINGS):
+        _refuse_other_files(folder)
     return folder
+
+
+def _refuse_other_files(folder: Path) -> None:
+    """Raise UsageError `exists` if a folder without train.json has a file that a run would replace."""
+    found = [name for name in RESULTS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
+    found += [checkpoint_folder(folder, i).relative_to(folder).as_posix() for i in checkpoint_ids(folder)[:1]]
+    if found:
+        more = f" and {count_of(len(found) - 1, 'other file')}" if len(found) > 1 else ""
+        raise UsageError(
+            "exists",
+            f"{folder} has no {SETTINGS}, so it is not the folder of a training, but its {found[0]}{more} would be "
+            "replaced",
+            hint="give another --out",
+        )
 
 
 @dataclass(frozen=True)
@@ -63,7 +94,7 @@ class TrainingRecord:
     """The contents of train.json.
 
     data, val: fingerprints of the training and the validation images; unlabelled, teacher: of the unlabeled images and
-    of a teacher's files, "" if there are none.
+    of a teacher's files or weights, "" if there is none. Earlier versions did not record the weights of a model.
     """
 
     config: TrainConfig
@@ -74,7 +105,7 @@ class TrainingRecord:
 
     @classmethod
     def of(cls, config: TrainConfig, images: TrainingImages, teacher: str = "") -> TrainingRecord:
-        """Return the record of a run with this config and these images. teacher: fingerprint of its files."""
+        """Return the record of a run with this config and these images. teacher: its fingerprint."""
         unlabelled = "" if images.unlabelled is None else images.unlabelled.fingerprint
         return cls(config, images.train.fingerprint, images.val.fingerprint, unlabelled, teacher)
 
@@ -129,6 +160,8 @@ class TrainingRecord:
         old = TrainingRecord.read(folder)
         changed = differences(old.config, self.config)
         files = [text for name, text in _CONTENTS.items() if getattr(old, name) != getattr(self, name)]
+        if not (old.teacher and self.teacher) and old.config.teacher == self.config.teacher:
+            files = [text for text in files if text != _CONTENTS["teacher"]]  # not recorded, or not known yet
         if not files and set(changed) == {"epochs"}:
             self._check_more_epochs(folder, old.config)
         elif changed or files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -21,13 +22,13 @@ from ..errors import UsageError
 from ..evaluation.leakage import check_unchanged, read_image_record, write_image_record
 from ..models.base import ImageModel
 from ..storage import folder_lock
-from .config import TrainConfig, is_teacher_file
+from .config import TrainConfig, distillation_settings, is_teacher_file
 from .distillation import Distillation
 from .distributed import DistributedContext
 from .events import TrainingEvent, TrainingRemark
 from .model import build_model
 from .run_folder import LOCK, SETTINGS, TrainingRecord
-from .teacher import build_teacher, student_classes
+from .teacher import ModelTeacher, build_teacher, class_order, student_classes
 from .teacher_file import file_fingerprint
 
 MAX_WORKERS = 256
@@ -84,11 +85,18 @@ class TrainingSetup:
             stack.enter_context(lock if is_first else nullcontext())
             record.check_resumable(folder)
         teacher = build_teacher(config, self.context.device) if config.teacher else None
+        if isinstance(teacher, ModelTeacher):
+            record = dataclasses.replace(record, teacher=teacher.fingerprint())
+            if exists:
+                record.check_resumable(folder)
         labelled = self.images.train.classes
         classes = labelled if teacher is None else student_classes(config, teacher, labelled)
         torch.manual_seed(config.seed)
         model, spec = build_model(config, classes)
-        distillation = None if teacher is None else Distillation(teacher, config, spec, classes != labelled, folder)
+        distillation = None
+        if teacher is not None:
+            order = class_order(config, teacher, labelled) if config.distills_logits and config.uses_labels else None
+            distillation = Distillation(teacher, config, spec, classes != labelled, folder, order)
         if not exists:
             stack.enter_context(lock if is_first else nullcontext())
             if is_first and (folder / SETTINGS).exists():  # another run has started while the model was built
@@ -116,6 +124,10 @@ class PreparedModel(NamedTuple):
 
 def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool) -> None:
     """Raise UsageError `bad_argument` for settings of distillation that do not fit together."""
+    if not config.teacher and (names := distillation_settings(config)):
+        raise UsageError(
+            "bad_argument", f"{names[0]} is set, but there is no teacher to learn from", hint="--teacher MODEL"
+        )
     if images.unlabelled is not None and not config.teacher:
         raise UsageError("bad_argument", "unlabeled images can only be used with a teacher", hint="--teacher MODEL")
     if images.unlabelled is not None and not config.distill_weight:
@@ -127,8 +139,6 @@ def check_distillation(config: TrainConfig, images: TrainingImages, shard: bool)
             hint="--unlabelled DATA",
         )
     mixture_of(config, images)
-    if config.teacher_epochs and not config.teacher:
-        raise UsageError("bad_argument", "teacher_epochs is set, but there is no teacher", hint="--teacher MODEL")
     if config.teacher_epochs and (config.mixing.enabled or config.erasing.prob):
         raise UsageError(
             "bad_argument",

@@ -5,14 +5,18 @@ Shape suffixes: B batch, C channels, H height, W width.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ..data.labels import labels_for_classes
+from ..data.names import normalize_class_name
 from ..data.spec import InputSpec
 from ..errors import UsageError
+from ..fingerprint import config_text, weights_hash
 from ..storage import read_regular
 from ..weights.factory import create_model
 from ..weights.load import image_size
@@ -46,6 +50,11 @@ class ModelTeacher(Teacher):
             width=model.head_hidden_size if config.distills_embedding else 0,
             class_names=tuple(model.pretrained_cfg.get("label_names") or ()),
         )
+
+    def fingerprint(self) -> str:
+        """Return 16 hexadecimal digits that depend on the weights, the input and the class names of the teacher."""
+        facts = [self.model.arch, config_text(self.model.config), weights_hash(self.model), self.spec.to_cfg()]
+        return hashlib.sha256(json.dumps([*facts, self.class_names]).encode()).hexdigest()[:16]
 
     def describe(self) -> str:
         """Return a sentence on the teacher's outputs."""
@@ -100,7 +109,7 @@ def _read_class_names(config: TrainConfig, num_classes: int) -> tuple[str, ...]:
 def student_classes(config: TrainConfig, teacher: Teacher, data_classes: tuple[str, ...]) -> tuple[str, ...]:
     """Return the classes of a student: those of the data or, if the labels are not used, of the teacher.
 
-    Raises UsageError `bad_argument` if the teacher's logits cannot be combined with the labels.
+    Raises UsageError `bad_argument` if the teacher's logits cannot be combined with the labels: it has other classes.
     """
     if not config.distills_logits:
         return data_classes
@@ -113,6 +122,7 @@ def student_classes(config: TrainConfig, teacher: Teacher, data_classes: tuple[s
                 hint="fine-tune the teacher on this data first and give its folder, local-dir:FOLDER; or set "
                 "distill_weight to 1, to learn the teacher's classes; or distill_target to embedding",
             )
+        class_order(config, teacher, data_classes)
         return data_classes
     if names:
         return names
@@ -120,3 +130,35 @@ def student_classes(config: TrainConfig, teacher: Teacher, data_classes: tuple[s
         return data_classes
     known = labels_for_classes(count)
     return tuple(str(i) for i in range(count)) if known is None else known.names
+
+
+def class_order(config: TrainConfig, teacher: Teacher, data_classes: tuple[str, ...]) -> tuple[int, ...] | None:
+    """Return the teacher's class index of each of the K classes of the data, as which its logits are learned.
+
+    None: the order is the same, or the names of the teacher's classes are unknown or cannot be compared. The teacher
+    has K classes, too. Raises UsageError `bad_argument` if they have other names.
+    """
+    names, classes = ([normalize_class_name(name) for name in side] for side in (teacher.class_names, data_classes))
+    if not names or names == classes or _are_indices(names) != _are_indices(classes):
+        return None
+    known = labels_for_classes(len(names))
+    if known is not None and names == [*known.names] and set(classes) == set(known.synsets):
+        names = [*known.synsets]
+    index = {name: i for i, name in enumerate(names)}
+    if index.keys() != set(classes) or len(index) < len(names):
+        other = next((name for name in classes if name not in index), classes[0])
+        raise UsageError(
+            "bad_argument",
+            f"the teacher {config.teacher} has other classes than the data, such as {names[0]!r}; the data has "
+            f"{other!r}",
+            hint="fine-tune the teacher on this data first and give its folder, local-dir:FOLDER; or set "
+            "distill_weight to 1, to learn the teacher's classes; or distill_target to embedding; or, if only the "
+            "names differ, teacher_labels to a file with those of the data",
+        )
+    order = tuple(index[name] for name in classes)
+    return None if order == tuple(range(len(order))) else order
+
+
+def _are_indices(names: list[str]) -> bool:
+    """Return whether classes are called by their indices, 0 to K - 1, as in folders without names."""
+    return sorted(names) == sorted(str(i) for i in range(len(names)))
