@@ -27,7 +27,6 @@ RESULTS = (  # files that a run writes, and that are somebody else's in a folder
     "images.npz",
     "metrics.jsonl",
     "skipped.jsonl",
-    "teacher_outputs.bin",
     "report/report.md",
     "report/report.json",
 )
