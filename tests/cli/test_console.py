@@ -190,6 +190,42 @@ def test_help_is_shown_without_a_command() -> None:
 def test_similar_names_are_suggested() -> None:
     assert "Did you mean 'list'" in run("lst", status=2)[1]
     assert "Did you mean '--json'" in run("info", "mixer_b16_224", "--jsn", status=2)[1]
+    assert "Did you mean one of: '--epochs', " in run("train", str(CAT), "--epoch", "3", status=2)[1]
+
+
+def test_former_names_of_options_are_not_suggested() -> None:
+    _, messages = run("train", str(CAT), "--acumulate", "4", status=2)
+    assert "No such option '--acumulate'" in messages
+    assert "'--accumulate'" not in messages
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        ("--optimizer", '{"optimizer": ...}'),
+        ("--opt", '{"optimizer": ...}'),
+        ("--optimiser", '{"optimizer": ...}'),
+        ("--weight-decay=0.1", '{"weight_decay": ...}'),
+        ("--mixup", '{"mixing": {"mixup": ...}}'),
+        ("--hflip", '{"augmentation": {"hflip": ...}}'),
+        ("--prob", '{"erasing": {"prob": ...}} or {"mixing": {"prob": ...}}'),
+        ("--clip-norm", '{"max_grad_norm": ...}'),
+        ("--smoothing", '{"label_smoothing": ...}'),
+    ],
+)
+def test_a_setting_without_an_option_is_explained(option: str, setting: str) -> None:
+    _, messages = run("train", str(CAT), option, "1", status=2)
+    name = option.partition("=")[0]
+    expected = (
+        f"error: `tessella train` has no option {name}\n       put {setting} into a file and give it with --config FILE"
+    )
+    assert messages.strip() == expected
+
+
+@pytest.mark.parametrize("command", ["train", "run", "inspect", "compare"])
+def test_resuming_needs_no_option(command: str) -> None:
+    assert "run the same command again to resume" in run(command, str(CAT), "--resume", status=2)[1]
+    assert "No such option" in run("classify", str(CAT), "--resume", status=2)[1]
 
 
 @pytest.mark.parametrize("command", ["classify", "embed", "features"])

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from ..errors import OutputError
+from ..errors import OutputError, UsageError
 from ..extras import check_installed
 from ..text import finite, printable
 from . import preflight
@@ -214,6 +214,32 @@ class Command(click.Command):
             Option(["-q", "--quiet"], is_flag=True, help="Show results and errors only."),
             Option(["-v", "--verbose"], is_flag=True, help="Also show what was chosen and why."),
         ]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments.
+
+        Raises click's UsageError, and our UsageError `bad_argument` for an option that does not exist if `instead_of`
+        knows what to type.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name
+            if hint := self.instead_of(name.lstrip("-").replace("-", "_"), ctx):
+                raise UsageError("bad_argument", f"`{ctx.command_path}` has no option {name}", hint=hint) from None
+            raise click.NoSuchOption(name, possibilities=self.option_names(ctx), ctx=ctx) from None
+
+    def option_names(self, ctx: click.Context) -> list[str]:
+        """Return the names of the options, without the former ones."""
+        return [name for param in self.get_params(ctx) if isinstance(param, click.Option) for name in param.opts]
+
+    def instead_of(self, word: str, ctx: click.Context) -> str:
+        """Return what to type instead of an option that does not exist; "" if only similar options can be suggested.
+
+        word: the name of the option, with underscores.
+        """
+        resumable = any("Rerun the same command" in (getattr(param, "help", "") or "") for param in self.params)
+        return "run the same command again to resume" if word == "resume" and resumable else ""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Check the arguments and run the command.
