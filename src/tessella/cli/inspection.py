@@ -151,9 +151,10 @@ def _print(result: Inspection) -> None:
     print_table(table)
     errors = result.label_errors
     if errors is not None:
+        wrong = f"{count_of(errors.estimated, 'label')} {'is' if errors.estimated == 1 else 'are'} wrong"
         notice(
             f"a classifier trained without the image predicts {100 * errors.accuracy:.1f} % of the labels; "
-            f"by confident learning, about {errors.estimated:,} labels are wrong"
+            f"by confident learning, about {wrong}"
         )
     if not result.findings:
         notice("nothing was found")
