@@ -222,6 +222,31 @@ def test_a_setting_without_an_option_is_explained(option: str, setting: str) -> 
     assert messages.strip() == expected
 
 
+@pytest.mark.parametrize(
+    ("command", "alternatives"),
+    [
+        ("embed INPUT -m mixer_s32_224", "--checkpoint FILE for your own weights or local-dir:FOLDER"),
+        ("tune mixer_s32_224", "--checkpoint FILE for your own weights, local-dir:FOLDER or --random-weights"),
+        ("classify INPUT -m convmixer_768_32.in1k", "--checkpoint FILE for your own weights or local-dir:FOLDER"),
+        ("train INPUT -o OUT -m convmixer_768_32.in1k --batch-size 4", "local-dir:FOLDER or --scratch"),
+    ],
+)
+def test_advice_about_missing_weights_names_options_of_the_command(
+    command: str, alternatives: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    data = tmp_path / "photos"
+    for name in ("cats", "dogs"):
+        (data / name).mkdir(parents=True)
+        for number in range(10):
+            shutil.copy(CAT, data / name / f"{number}.jpg")
+    words = command.replace("INPUT", str(data)).replace("OUT", str(tmp_path / "out")).split()
+    _, messages = run(*words, status=2 if "mixer_s32" in command else 5)
+    assert f"give {alternatives}" in messages.replace(" as the name of a saved model", "")
+    for advice in ("checkpoint_path", "pretrained=False"):
+        assert advice not in messages
+
+
 @pytest.mark.parametrize("command", ["train", "run", "inspect", "compare"])
 def test_resuming_needs_no_option(command: str) -> None:
     assert "run the same command again to resume" in run(command, str(CAT), "--resume", status=2)[1]

@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from ..errors import OutputError, UsageError
+from ..errors import OutputError, TessellaError, UsageError
 from ..extras import check_installed
-from ..text import finite, printable
+from ..text import any_of, finite, printable
 from . import preflight
 
 if TYPE_CHECKING:
     import rich.table
 
+_WITHOUT_WEIGHTS = ("no_weights", "offline", "hub_unavailable")  # codes of errors whose hint has ALTERNATIVES
 _MESSAGES, _VERBOSE = "tessella.messages", "tessella.verbose"  # keys of the click context
 
 
@@ -242,10 +243,27 @@ class Command(click.Command):
         return "run the same command again to resume" if word == "resume" and resumable else ""
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Check the arguments and run the command.
+        """Check the arguments and run the command; advice about missing weights names the options of the command.
 
         Raises click's UsageError if -q and -v are combined, our UsageError `missing_dependency` without PyTorch.
         """
+        try:
+            return self._invoke(ctx)
+        except TessellaError as error:
+            if error.code in _WITHOUT_WEIGHTS:
+                from ..weights.catalogue import ALTERNATIVES
+
+                error.hint = error.hint.replace(ALTERNATIVES, self._alternatives_to_missing_weights(ctx))
+            raise
+
+    def _alternatives_to_missing_weights(self, ctx: click.Context) -> str:
+        options = self.option_names(ctx)
+        ways = ["give --checkpoint FILE for your own weights"] if "--checkpoint" in options else []
+        ways.append(f"{'' if ways else 'give '}local-dir:FOLDER as the name of a saved model")
+        ways += [f"{name} for random weights" for name in ("--scratch", "--random-weights") if name in options]
+        return any_of(ways)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         preflight.check(ctx.params)
         if self.needs_torch:
             check_installed("torch", self.needs_torch)
