@@ -247,6 +247,23 @@ def test_advice_about_missing_weights_names_options_of_the_command(
         assert advice not in messages
 
 
+def test_a_missing_model_folder_is_explained(tmp_path: Path) -> None:
+    _, messages = run("classify", str(CAT), "-m", f"local-dir:{tmp_path / 'nope'}", status=4)
+    assert f"the model folder '{tmp_path / 'nope'}' does not exist\n" in messages
+    assert "give a folder that `tessella train`" in messages
+    (tmp_path / "file").touch()
+    assert "file' is not a folder" in run("info", f"local-dir:{tmp_path / 'file'}", status=4)[1]
+
+
+def test_the_help_names_the_default_model_of_the_command() -> None:
+    for command in ("classify", "evaluate", "calibrate", "explain"):
+        assert "the built-in model for CIFAR-10" in " ".join(run(command, "--help")[0].split())
+        assert f"`{command}`" in run()[0]
+    for command in ("embed", "run", "features", "probe", "inspect"):
+        text = " ".join(run(command, "--help")[0].split())
+        assert "[default: the built-in model for photographs]" in text
+
+
 @pytest.mark.parametrize("command", ["train", "run", "inspect", "compare"])
 def test_resuming_needs_no_option(command: str) -> None:
     assert "run the same command again to resume" in run(command, str(CAT), "--resume", status=2)[1]
