@@ -478,6 +478,17 @@ def test_a_closed_pipe_is_no_error(mixed: Path) -> None:
     assert done.stdout.splitlines()[-1] == "0"
 
 
+def test_a_resumed_run_says_that_its_inputs_were_listed_before(tmp_path: Path) -> None:
+    photos, out = tmp_path / "photos", str(tmp_path / "run")
+    photos.mkdir()
+    shutil.copy(CAT, photos)
+    run("run", str(photos), "--out", out)
+    shutil.copy(CAT, photos / "added.jpg")
+    table, messages = run("run", str(photos), "--out", out)
+    assert table.split() == ["status", "rows", "─" * 13, "ok", "1"]
+    assert "resuming: 1 of 1 shard finished (the inputs listed when the run was started)" in messages
+
+
 def test_run_keeps_every_row_and_goes_on(mixed: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     first, messages = run("run", str(mixed), "--out", out, "--json")

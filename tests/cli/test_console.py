@@ -190,6 +190,86 @@ def test_help_is_shown_without_a_command() -> None:
 def test_similar_names_are_suggested() -> None:
     assert "Did you mean 'list'" in run("lst", status=2)[1]
     assert "Did you mean '--json'" in run("info", "mixer_b16_224", "--jsn", status=2)[1]
+    assert "Did you mean one of: '--epochs', " in run("train", str(CAT), "--epoch", "3", status=2)[1]
+
+
+def test_former_names_of_options_are_not_suggested() -> None:
+    _, messages = run("train", str(CAT), "--acumulate", "4", status=2)
+    assert "No such option '--acumulate'" in messages
+    assert "'--accumulate'" not in messages
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"),
+    [
+        ("--optimizer", '{"optimizer": ...}'),
+        ("--opt", '{"optimizer": ...}'),
+        ("--optimiser", '{"optimizer": ...}'),
+        ("--weight-decay=0.1", '{"weight_decay": ...}'),
+        ("--mixup", '{"mixing": {"mixup": ...}}'),
+        ("--hflip", '{"augmentation": {"hflip": ...}}'),
+        ("--prob", '{"erasing": {"prob": ...}} or {"mixing": {"prob": ...}}'),
+        ("--clip-norm", '{"max_grad_norm": ...}'),
+        ("--smoothing", '{"label_smoothing": ...}'),
+    ],
+)
+def test_a_setting_without_an_option_is_explained(option: str, setting: str) -> None:
+    _, messages = run("train", str(CAT), option, "1", status=2)
+    name = option.partition("=")[0]
+    expected = (
+        f"error: `tessella train` has no option {name}\n       put {setting} into a file and give it with --config FILE"
+    )
+    assert messages.strip() == expected
+
+
+@pytest.mark.parametrize(
+    ("command", "alternatives"),
+    [
+        ("embed INPUT -m mixer_s32_224", "--checkpoint FILE for your own weights or local-dir:FOLDER"),
+        ("tune mixer_s32_224", "--checkpoint FILE for your own weights, local-dir:FOLDER or --random-weights"),
+        ("classify INPUT -m convmixer_768_32.in1k", "--checkpoint FILE for your own weights or local-dir:FOLDER"),
+        ("train INPUT -o OUT -m convmixer_768_32.in1k --batch-size 4", "local-dir:FOLDER or --scratch"),
+    ],
+)
+def test_advice_about_missing_weights_names_options_of_the_command(
+    command: str, alternatives: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    data = tmp_path / "photos"
+    for name in ("cats", "dogs"):
+        (data / name).mkdir(parents=True)
+        for number in range(10):
+            shutil.copy(CAT, data / name / f"{number}.jpg")
+    words = command.replace("INPUT", str(data)).replace("OUT", str(tmp_path / "out")).split()
+    _, messages = run(*words, status=2 if "mixer_s32" in command else 5)
+    assert f"give {alternatives}" in messages.replace(" as the name of a saved model", "")
+    for advice in ("checkpoint_path", "pretrained=False"):
+        assert advice not in messages
+
+
+def test_a_missing_model_folder_is_explained(tmp_path: Path) -> None:
+    _, messages = run("classify", str(CAT), "-m", f"local-dir:{tmp_path / 'nope'}", status=4)
+    assert f"the model folder '{tmp_path / 'nope'}' does not exist\n" in messages
+    assert "give a folder that `tessella train`" in messages
+    (tmp_path / "file").touch()
+    assert "file' is not a folder" in run("info", f"local-dir:{tmp_path / 'file'}", status=4)[1]
+
+
+def test_the_help_names_the_default_model_of_the_command() -> None:
+    def unwrapped(*arguments: str) -> str:
+        return " ".join(run(*arguments)[0].split()).replace("- ", "-")  # words with hyphens are wrapped, too
+
+    for command in ("classify", "evaluate", "calibrate", "explain"):
+        assert "the built-in model for CIFAR-10" in unwrapped(command, "--help")
+        assert f"`{command}`" in unwrapped()
+    for command in ("embed", "run", "features", "probe", "inspect"):
+        assert "[default: the built-in model for photographs]" in unwrapped(command, "--help")
+
+
+@pytest.mark.parametrize("command", ["train", "run", "inspect", "compare"])
+def test_resuming_needs_no_option(command: str) -> None:
+    assert "run the same command again to resume" in run(command, str(CAT), "--resume", status=2)[1]
+    assert "No such option" in run("classify", str(CAT), "--resume", status=2)[1]
 
 
 @pytest.mark.parametrize("command", ["classify", "embed", "features"])

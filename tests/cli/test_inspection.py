@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -10,9 +11,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from tessella.cli.inspection import label_summary
 from tessella.data.datasets import open_split
+from tessella.inspection.label_errors import judge_labels
 
 from ..inspection.made import save, scene
 from ..test_builtin import CIFAR10_MODEL
@@ -50,6 +54,12 @@ def test_the_table_and_the_files(small: Path, tmp_path: Path) -> None:
     assert "the data have one split" in err
     train, val = open_split(tmp_path / "clean.csv", val_fraction=0.3)
     assert "cat/7.png" not in {Path(part.key(i)).as_posix()[-9:] for part in (train, val) for i in range(len(part))}
+
+
+@pytest.mark.parametrize(("wrong", "text"), [(0, "0 labels are"), (1, "1 label is"), (2, "2 labels are")])
+def test_the_number_of_wrong_labels_is_a_sentence(wrong: int, text: str) -> None:
+    judged = judge_labels(np.full((4, 2), 0.5, np.float32), np.array([0, 0, 1, 1]))
+    assert label_summary(dataclasses.replace(judged, estimated=wrong)).endswith(f"about {text} wrong")
 
 
 def test_json(small: Path) -> None:

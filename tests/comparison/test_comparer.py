@@ -443,6 +443,9 @@ def test_an_alignment_is_written_only_if_it_keeps_neighbors(
     near = compare(OLD, predictor_of(0.01), data, QUIET)
     assert near.alignment is not None
     assert len(list(sentences(near))) == 5
+    assert near.agreement is not None
+    moved = f"; mean total variation distance of the probabilities: {near.agreement.total_variation:.3f}"
+    assert any(sentence.endswith(moved) for sentence in sentences(near))
     written = near.write_alignment(path)
     stored = Alignment.load(path)
     assert (stored.old.fingerprint, stored.new.fingerprint) == (OLD.fingerprint, near.new.fingerprint)

@@ -125,9 +125,9 @@ def run(
             todo = [shard for shard in range(manifest.shards) if shard not in finished]
             if resumed:
                 _require_unchanged(out, manifest, todo, finished.values())
-            if finished:
-                shards = count_of(manifest.shards, "shard")
-                on_event(RunRemark(text=f"resuming: {len(finished):,} of {shards} finished"))
+            if resumed:
+                done = f"{len(finished):,} of {count_of(manifest.shards, 'shard')} finished"
+                on_event(RunRemark(text=f"resuming: {done} (the inputs listed when the run was started)"))
             rows_left = manifest.rows - sum(shard.rows for shard in finished.values())
             speed = None if cluster else _model_speed(predictor, rows_left)
             tracker = ProgressTracker(manifest.rows, finished.values(), speed, on_event)

@@ -16,6 +16,7 @@ from ..text import count_of, printable
 from .console import Command, complain, echo_json, new_table, notice, print_table
 from .options import (
     MAX_PROCESSES,
+    PHOTOGRAPH_MODEL,
     calibration_options,
     finish,
     input_options,
@@ -46,7 +47,7 @@ MAX_TIMEOUT = 86_400  # seconds
         "tessella run photos --out /shared/run --ray 10.0.0.1:6379",
     ],
 )
-@input_options
+@input_options(PHOTOGRAPH_MODEL)
 @calibration_options
 @resumable_out_option
 @option(

@@ -119,7 +119,7 @@ def calibrate(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Fit a model's probabilities to labeled images that it was not trained on.
+    """Calibrate a model's probabilities on labeled images that it was not trained on.
 
     Afterwards, `tessella classify` shows probabilities that match how often they are right, a prediction set that
     contains the true class with the stated coverage, and whether an image probably shows none of the classes. No

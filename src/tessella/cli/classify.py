@@ -16,6 +16,8 @@ from ..errors import UsageError
 from ..text import count_of, printable
 from .console import Command, echo, notice, show_progress
 from .options import (
+    CIFAR10_MODEL,
+    PHOTOGRAPH_MODEL,
     calibration_options,
     find_sources,
     finish,
@@ -53,7 +55,7 @@ SHOWN_CLASSES = 5  # of a prediction set
         "tessella classify photos --server http://127.0.0.1:8000",
     ],
 )
-@input_options
+@input_options(CIFAR10_MODEL)
 @server_options
 @option(
     "-k",
@@ -116,7 +118,7 @@ def _classify_with(name: str, arguments: dict[str, Any], path: Path | None) -> N
     cls=Command,
     examples=["tessella embed photos --out embeddings.npz", "tessella embed photo.jpg --json"],
 )
-@input_options
+@input_options(PHOTOGRAPH_MODEL)
 @server_options
 @table_options
 def embed(**arguments: Any) -> None:
@@ -130,7 +132,7 @@ def embed(**arguments: Any) -> None:
     needs_torch="computing feature maps",
     examples=["tessella features photo.jpg", "tessella features photos --blocks 3,-1 --out maps.npz"],
 )
-@input_options
+@input_options(PHOTOGRAPH_MODEL)
 @option(
     "--blocks",
     group="Output",

@@ -21,14 +21,15 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from ..errors import OutputError
+from ..errors import OutputError, TessellaError, UsageError
 from ..extras import check_installed
-from ..text import finite, printable
+from ..text import any_of, finite, printable
 from . import preflight
 
 if TYPE_CHECKING:
     import rich.table
 
+_WITHOUT_WEIGHTS = ("no_weights", "offline", "hub_unavailable")  # codes of errors whose hint has ALTERNATIVES
 _MESSAGES, _VERBOSE = "tessella.messages", "tessella.verbose"  # keys of the click context
 
 
@@ -215,11 +216,54 @@ class Command(click.Command):
             Option(["-v", "--verbose"], is_flag=True, help="Also show what was chosen and why."),
         ]
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments.
+
+        Raises click's UsageError, and our UsageError `bad_argument` for an option that does not exist if `instead_of`
+        knows what to type.
+        """
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            name = error.option_name
+            if hint := self.instead_of(name.lstrip("-").replace("-", "_"), ctx):
+                raise UsageError("bad_argument", f"`{ctx.command_path}` has no option {name}", hint=hint) from None
+            raise click.NoSuchOption(name, possibilities=self.option_names(ctx), ctx=ctx) from None
+
+    def option_names(self, ctx: click.Context) -> list[str]:
+        """Return the names of the options, without the former ones."""
+        return [name for param in self.get_params(ctx) if isinstance(param, click.Option) for name in param.opts]
+
+    def instead_of(self, word: str, ctx: click.Context) -> str:
+        """Return what to type instead of an option that does not exist; "" if only similar options can be suggested.
+
+        word: the name of the option, with underscores.
+        """
+        resumable = any("Rerun the same command" in (getattr(param, "help", "") or "") for param in self.params)
+        return "run the same command again to resume" if word == "resume" and resumable else ""
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Check the arguments and run the command.
+        """Check the arguments and run the command; advice about missing weights names the options of the command.
 
         Raises click's UsageError if -q and -v are combined, our UsageError `missing_dependency` without PyTorch.
         """
+        try:
+            return self._invoke(ctx)
+        except TessellaError as error:
+            if error.code in _WITHOUT_WEIGHTS:
+                from ..weights.catalogue import ALTERNATIVES
+
+                error.hint = error.hint.replace(ALTERNATIVES, self._alternatives_to_missing_weights(ctx))
+            raise
+
+    def _alternatives_to_missing_weights(self, ctx: click.Context) -> str:
+        options = self.option_names(ctx)
+        ways = ["give --checkpoint FILE for your own weights"] if "--checkpoint" in options else []
+        ways.append(f"{'' if ways else 'give '}local-dir:FOLDER as the name of a saved model")
+        ways += [f"{name} for random weights" for name in ("--scratch", "--random-weights") if name in options]
+        return any_of(ways)
+
+    def _invoke(self, ctx: click.Context) -> Any:
         preflight.check(ctx.params)
         if self.needs_torch:
             check_installed("torch", self.needs_torch)

@@ -14,6 +14,7 @@ from .preflight import count_type
 
 if TYPE_CHECKING:
     from ..inspection import Inspection
+    from ..inspection.label_errors import LabelErrors
 
 EXAMPLES = 1  # findings of a kind that the table shows
 
@@ -151,11 +152,16 @@ def _print(result: Inspection) -> None:
             strongest = f"{finding.key or finding.label}: {finding.reason}"
             table.add_row(KINDS[finding.kind].title, f"{result.counts[finding.kind]:,}", strongest)
     print_table(table)
-    errors = result.label_errors
-    if errors is not None:
-        notice(
-            f"a classifier trained without the image predicts {100 * errors.accuracy:.1f} % of the labels; "
-            f"by confident learning, about {errors.estimated:,} labels are wrong"
-        )
+    if result.label_errors is not None:
+        notice(label_summary(result.label_errors))
     if not result.findings:
         notice("nothing was found")
+
+
+def label_summary(errors: LabelErrors) -> str:
+    """Return how well the labels can be predicted, and how many of them are wrong."""
+    verb = "is" if errors.estimated == 1 else "are"
+    return (
+        f"a classifier trained without the image predicts {100 * errors.accuracy:.1f} % of the labels; "
+        f"by confident learning, about {count_of(errors.estimated, 'label')} {verb} wrong"
+    )

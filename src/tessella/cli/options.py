@@ -106,7 +106,6 @@ def model_option_of(default: str) -> Decorator[Any]:
 
 
 CIFAR10_MODEL, PHOTOGRAPH_MODEL = "the built-in model for CIFAR-10", "the built-in model for photographs"
-model_option = model_option_of(f"{CIFAR10_MODEL} in `classify`, for photographs in other commands")
 checkpoint_option = option(
     "--checkpoint", group="Model", metavar="FILE", help="Weight file to use instead of the published weights."
 )
@@ -165,34 +164,40 @@ batch_size_option = option(
     type=count_type(most=MAX_BATCH_SIZE),
     help="Batch size.  [default: depends on the device]",
 )
-input_options = options(
-    argument(
-        "inputs",
-        nargs=-1,
-        required=True,
-        metavar="INPUT...",
-        help="File, folder, glob, .tar archive, .parquet file, URL of one of these in an object store, @FILE for a "
-        "list of inputs, or - for a list on standard input.",
-    ),
-    transform_option,
-    policy_option,
-    option("--strict", group="Input", is_flag=True, help="Exit with status 3 if any input cannot be read."),
-    model_option,
-    checkpoint_option,
-    device_option,
-    precision_option,
-    engine_option,
-    option(
-        "--mode",
-        group="Advanced",
-        default="auto",
-        show_default=True,
-        metavar="NAME",
-        help="Optimize for throughput or latency; auto: latency for one image file, else throughput.",
-    ),
-    batch_size_option,
-    images_option,
-)
+
+
+def input_options(default_model: str) -> Decorator[Any]:
+    """Return the argument INPUT and the options of commands that read images. default_model: as the help names it."""
+    return options(
+        argument(
+            "inputs",
+            nargs=-1,
+            required=True,
+            metavar="INPUT...",
+            help="File, folder, glob, .tar archive, .parquet file, URL of one of these in an object store, @FILE for a "
+            "list of inputs, or - for a list on standard input.",
+        ),
+        transform_option,
+        policy_option,
+        option("--strict", group="Input", is_flag=True, help="Exit with status 3 if any input cannot be read."),
+        model_option_of(default_model),
+        checkpoint_option,
+        device_option,
+        precision_option,
+        engine_option,
+        option(
+            "--mode",
+            group="Advanced",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="Optimize for throughput or latency; auto: latency for one image file, else throughput.",
+        ),
+        batch_size_option,
+        images_option,
+    )
+
+
 server_options = options(
     option(
         "--server",

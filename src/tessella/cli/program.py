@@ -133,8 +133,9 @@ def cli(ctx: click.Context) -> None:
     """Classify, embed and search images, and train classifiers, with ConvMixer, ConViT, MLP-Mixer, gMixer, CrossViT,
     ResMLP and gMLP.
 
-    Models have the same names as in timm. Without --model, `classify`, `explain` and `evaluate` use a small built-in
-    model that knows the ten classes of CIFAR-10, and other commands use one for embeddings of photographs.
+    Models have the same names as in timm. Without --model, `classify`, `explain`, `evaluate` and `calibrate` use a
+    small built-in model that knows the ten classes of CIFAR-10, and other commands use one for embeddings of
+    photographs.
     """
     if ctx.invoked_subcommand is None:
         echo(ctx.get_help())

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import os
 import shlex
 import sys
+import typing
+from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,8 +20,40 @@ from .console import Command
 from .options import data_argument, option, resumable_out_option, validation_options
 
 
+class TrainCommand(Command):
+    """The command `train`, which has options for the most important settings only."""
+
+    def instead_of(self, word: str, ctx: click.Context) -> str:
+        """Return how to give a setting that has no option; similar and former names are recognized, too."""
+        options = {name.lstrip("-").replace("-", "_") for name in self.option_names(ctx)}
+        settings = _settings(options)
+        known = [*options, *(name for name in settings if name not in options)]
+        begun = [name for name in known if len(word) > 2 and name.startswith(word)]
+        similar = [word] if word in settings else begun or difflib.get_close_matches(word, known, n=1)
+        general = super().instead_of(word, ctx)
+        if general or not similar or word in options or options.intersection(similar):
+            return general
+        ways = " or ".join(dict.fromkeys(way for name in similar for way in settings[name]))
+        return f"put {ways} into a file and give it with --config FILE"
+
+
+def _settings(options: Collection[str]) -> dict[str, list[str]]:
+    """Return how a config states each setting, by its name without its section, and by a former name.
+
+    options: settings whose former names are left out.
+    """
+    from ..training.config import FORMER_NAMES, TrainConfig
+
+    ways: dict[str, list[str]] = {}
+    for name, kind in typing.get_type_hints(TrainConfig).items():
+        ways.setdefault(name, []).append(f'{{"{name}": ...}}')
+        for inner in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
+            ways.setdefault(inner.name, []).append(f'{{"{name}": {{"{inner.name}": ...}}}}')
+    return {former: ways[name] for former, name in FORMER_NAMES.items() if name not in options} | ways
+
+
 @click.command(
-    cls=Command,
+    cls=TrainCommand,
     needs_torch="training",
     examples=[
         "tessella train photos --out runs/photos",

@@ -251,7 +251,7 @@ def sentences(comparison: Comparison) -> Iterator[str]:
     if agreement is not None:
         kappa = "" if agreement.kappa is None else f", Cohen's kappa {agreement.kappa:.3f}"
         distance = agreement.total_variation
-        moved = "" if distance is None else f"; on average, {percent(distance)} of the probability is on other classes"
+        moved = "" if distance is None else f"; mean total variation distance of the probabilities: {distance:.3f}"
         yield f"same answer for {percent(agreement.share)} of {count_of(agreement.images, 'image')}{kappa}{moved}"
     if comparison.neighbors is not None:
         shared = comparison.neighbors

@@ -255,9 +255,9 @@ def get_pretrained_cfg(model_name: str, allow_unregistered: bool = True) -> Chec
     return row
 
 
-ALTERNATIVES = (  # to missing weights
-    "give --checkpoint FILE (checkpoint_path=FILE) for your own weights, local-dir:FOLDER as the name of a "
-    "saved model, or pretrained=False for random weights"
+ALTERNATIVES = (  # to missing weights, in Python; the command line names its options instead
+    "give checkpoint_path=FILE for your own weights, local-dir:FOLDER as the name of a saved model, "
+    "or pretrained=False for random weights"
 )
 
 

@@ -65,5 +65,10 @@ def local_folder(name: str) -> Path:
         raise UsageError("bad_argument", f"{name!r} has no folder", hint="write local-dir:PATH")
     folder = expand_home(path)
     if not os.path.isdir(folder):  # noqa: PTH112 - Path.is_dir raises for names that are too long
-        raise WeightsError("weights_not_found", f"{str(folder)!r} is not a folder")
+        state = "is not a folder" if os.path.lexists(folder) else "does not exist"
+        raise WeightsError(
+            "weights_not_found",
+            f"the model folder {str(folder)!r} {state}",
+            hint="give a folder that `tessella train`, `convert`, `export` or save_pretrained has written",
+        )
     return folder
