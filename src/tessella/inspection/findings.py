@@ -131,7 +131,7 @@ def _small_classes(evidence: Evidence, least: int) -> Iterator[Finding]:
 class _Copy(NamedTuple):
     """An image of which a better copy stays. pair: place of the pair in `Copies` that this follows from."""
 
-    index: int
+    image: int
     kept: int
     kind: str
     score: float
@@ -143,13 +143,13 @@ def _pairs(evidence: Evidence, is_error_N: NDArray[np.bool_]) -> Iterator[Findin
     images = evidence.images
     best: dict[tuple[int, str], _Copy] = {}
     for copy in _copies(evidence, is_error_N):
-        crosses = images.split[copy.index] != images.split[copy.kept]
+        crosses = images.split[copy.image] != images.split[copy.kept]
         kinds = ["similar" if copy.kind == "similar" else f"{copy.kind}_{'leak' if crosses else 'duplicate'}"]
-        if copy.kind != "similar" and images.images.labels[copy.index] != images.images.labels[copy.kept]:
+        if copy.kind != "similar" and images.images.labels[copy.image] != images.images.labels[copy.kept]:
             kinds.append("conflicting_labels")
         for name in kinds:
-            if (copy.index, name) not in best or copy.score > best[copy.index, name].score:
-                best[copy.index, name] = copy
+            if (copy.image, name) not in best or copy.score > best[copy.image, name].score:
+                best[copy.image, name] = copy
     for (index, kind), copy in best.items():
         finding = _finding(images, index, kind, copy.score, _pair_reason(evidence, index, copy.kept, copy.pair))
         suggestion = "look at both" if kind in ("similar", "conflicting_labels") else f"remove it{_from(images, index)}"
@@ -185,8 +185,8 @@ def _copies(evidence: Evidence, is_error_N: NDArray[np.bool_]) -> Iterator[_Copy
         if place not in strongest or score > strongest[place].score:
             strongest[place] = _Copy(other, kept, kind, score, pair)
     for copy in strongest.values():
-        rows = [copy.index] if copy.kind == "similar" else members[int(group[copy.index])]
-        yield from (copy._replace(index=row) for row in rows)
+        rows = [copy.image] if copy.kind == "similar" else members[int(group[copy.image])]
+        yield from (copy._replace(image=row) for row in rows)
 
 
 def _from(images: SplitImages, index: int) -> str:
