@@ -80,13 +80,13 @@ def usable_device(name: str) -> torch.device:
 
 
 def full_tensor(value: Tensor) -> Tensor:
-    """Return a tensor without sharding; every process must call it."""
+    """Return a tensor of any shape (...) without sharding; every process must call it."""
     full: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
     return full
 
 
 def shard_like(reference: Tensor, value: Tensor) -> Tensor:
-    """Return `value` sharded over the processes as `reference` is."""
+    """Return `value` (...) sharded over the processes as `reference`, which has the same shape, is."""
     if not hasattr(reference, "full_tensor"):
         return value
     from torch.distributed.tensor import DTensor, distribute_tensor
