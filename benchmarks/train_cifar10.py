@@ -6,9 +6,9 @@ benchmarks/cifar10_models were chosen by the accuracy on this tenth.
 
 ConvMixer is trained in the style of its authors' run for CIFAR-10: with a large learning rate, and without mixing,
 random erasing and label smoothing. It is the teacher of the four other models, which are trained with Muon. These see
-the same crops of the images, so its outputs are computed once, for the first of them. Every model is trained from random weights in OUT/ARCHITECTURE,
-and has the weights of the last step. The accuracies on the held-out images are printed at the end. Run the same command
-again to resume.
+the same crops of the images, so its outputs are computed once, for the first of them. Every model is trained from
+random weights in OUT/ARCHITECTURE, and has the weights of the last step. The accuracies on the held-out images are
+printed at the end. Run the same command again to resume.
 """
 
 from __future__ import annotations
