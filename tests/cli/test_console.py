@@ -106,7 +106,8 @@ def test_verbose_shows_the_plan_and_nothing_else_does() -> None:
 def test_the_fastest_precision_is_printed_with_its_agreement() -> None:
     said = run("classify", CAT, "--precision", "fast", "-v")[1]
     assert "the fastest that passes, per image: " in said
-    assert "same top class in" in said
+    is_exact = "precision: float32 (" in said  # on a busy machine, int8 can take longer
+    assert ("same top class in" in said) != is_exact
 
 
 def test_names_cannot_control_the_terminal(tmp_path: Path) -> None:
