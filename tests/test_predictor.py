@@ -588,7 +588,7 @@ def test_representations_for_terminals_and_notebooks(predictor: Predictor) -> No
         (dict(name=3), "bad_argument", "name is 3, expected a string or None"),
         (dict(name="local-dir:~nobody-of-this-name"), "bad_argument", "user who does not exist"),
         (dict(name="local-dir:"), "bad_argument", "local-dir:PATH"),
-        (dict(name=f"local-dir:{'a' * 300}"), "weights_not_found", "not a folder"),
+        (dict(name=f"local-dir:{'a' * 300}"), "weights_not_found", "does not exist"),
         (dict(device="meta"), "bad_argument", "cuda"),
         (dict(device=3), "bad_argument", "device is 3, expected a string"),
         (dict(batch_size=10**20), "bad_argument", "65,536"),

@@ -515,7 +515,7 @@ def test_missing_weights_have_hints() -> None:
         with pytest.raises(UsageError) as error:
             call()
         assert error.value.code == "no_weights"
-        for way in ("--checkpoint", "checkpoint_path", "local-dir:", "pretrained=False", "list --pretrained"):
+        for way in ("checkpoint_path", "local-dir:", "pretrained=False", "list --pretrained"):
             assert way in error.value.hint
     assert tessella.load("mixer_s32_224", pretrained=False, engine="eager", **SMALL).num_classes == 1000
 

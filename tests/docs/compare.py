@@ -1,7 +1,7 @@
 """Compare what a page shows below a command with what the command prints.
 
-- Numbers, hashes, dates and absolute paths may differ, and so may the spaces and lines of a table. All other words must
-  be the same.
+- Numbers, hashes, dates, absolute paths and the kind of CPU may differ, and so may the spaces and lines of a table. All
+  other words must be the same.
 - If the command names no model, the name of the built-in model that it uses may be another one.
 - Standard output is shown completely and in order; a line "..." stands for any number of lines. Lines of standard
   error, such as warnings and progress, may be left out.
@@ -19,6 +19,7 @@ from tessella.weights.catalogue import CATALOGUE
 SKIPPED = "..."
 _MODELS = re.compile("|".join(re.escape(row.name) for row in CATALOGUE.values() if row.file))
 _ABSOLUTE_PATH = re.compile(r"(?<![\w./:])/[^\s:,]+")
+_CPU = re.compile(r"(?<=hardware )[^.]*")
 _HASH = re.compile(r"\b(?=\w*\d)[0-9a-f]{8,}\b")
 _NUMBER = re.compile(r"[-+]?\d+(,\d{3})*(\.\d*)?(e[-+]?\d+)?")
 _SEVERAL_NUMBERS = re.compile("#[#:]+")  # dates and times
@@ -31,7 +32,13 @@ def words(line: str, any_model: bool = False) -> str:
     if any_model:
         line = _MODELS.sub("MODEL", line)
     line = _TABLE.sub(" ", line)
-    for pattern, replacement in ((_ABSOLUTE_PATH, "PATH"), (_HASH, "#"), (_NUMBER, "#"), (_SEVERAL_NUMBERS, "#")):
+    for pattern, replacement in (
+        (_CPU, "CPU"),
+        (_ABSOLUTE_PATH, "PATH"),
+        (_HASH, "#"),
+        (_NUMBER, "#"),
+        (_SEVERAL_NUMBERS, "#"),
+    ):
         line = pattern.sub(replacement, line)
     return re.sub(r"\s+(?=[],)])|\s+$", "", re.sub(r"\s+", " ", line)).lstrip()
 

@@ -24,6 +24,7 @@ TABLE = ["status   rows", "─────────────", "ok        
         ("saved to /home/me/.cache/tessella", "saved to /tmp/pytest-0/cache"),
         ("fingerprint 022fb79d0d4872c9", "fingerprint a97a70680fb9fda9"),
         ("tuned on 2026-11-29", "tuned on 2027-01-02"),
+        ("device cpu; hardware AMD EPYC, 2 cores, AVX512-BF16.", "device cpu; hardware Intel Xeon, 4 cores, AVX2."),
         ("a   b ─── c", "a b c"),
         ("[0.7 , 1.  ]", "[0.71, 0.99]"),
     ],

@@ -37,7 +37,7 @@ def test_another_config_or_other_data_is_refused(data: Path, finished_run: Path,
     "name",
     [
         *("README.md", "config.json", "model.safetensors", "calibration.safetensors", "images.npz", "metrics.jsonl"),
-        *("skipped.jsonl", "teacher_outputs.bin", "report/report.md", "checkpoints/at-00000004/MANIFEST.json"),
+        *("skipped.jsonl", "report/report.md", "checkpoints/at-00000004/MANIFEST.json"),
     ],
 )
 def test_files_that_no_training_has_written_are_not_replaced(data: Path, tmp_path: Path, name: str) -> None:

@@ -15,7 +15,6 @@ from ..data.unlabelled import TrainingImages
 from ..errors import OutputError, UsageError
 from ..storage import read_regular, write_bytes
 from ..text import count_of
-from .checkpoint import checkpoint_folder, checkpoint_ids
 from .config import TrainConfig, differences
 
 SETTINGS, LOCK = "train.json", ".train.lock"
@@ -76,6 +75,8 @@ def check_folder(out: str | Path) -> Path:
 
 def _refuse_other_files(folder: Path) -> None:
     """Raise UsageError `exists` if a folder without train.json has a file that a run would replace."""
+    from .checkpoint import checkpoint_folder, checkpoint_ids  # it needs PyTorch, which other users of this module lack
+
     found = [name for name in RESULTS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
     found += [checkpoint_folder(folder, i).relative_to(folder).as_posix() for i in checkpoint_ids(folder)[:1]]
     if found:
