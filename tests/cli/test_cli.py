@@ -486,7 +486,7 @@ def test_a_resumed_run_says_that_its_inputs_were_listed_before(tmp_path: Path) -
     shutil.copy(CAT, photos / "added.jpg")
     table, messages = run("run", str(photos), "--out", out)
     assert table.split() == ["status", "rows", "─" * 13, "ok", "1"]
-    assert "resuming: 1 of 1 shard finished (the inputs listed when the run was started)" in messages
+    assert "resuming: 1 of 1 shard finished; inputs added since the run was started are ignored" in messages
 
 
 def test_run_keeps_every_row_and_goes_on(mixed: Path, tmp_path: Path) -> None:

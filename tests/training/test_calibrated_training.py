@@ -62,9 +62,9 @@ def test_the_own_calibration_of_a_finished_run_is_kept(tmp_path: Path, calibrate
     other, options = make_images(tmp_path / "other", 100, seed=1), dict(transform="fast")
     calibrate_model(other / "train", f"local-dir:{out}", load_options=options, out=beside(out))
     before = beside(out).read_bytes()
-    assert "own calibration on 100 images is kept" in remarks_of(run(data, out, config))
+    assert "the calibration of these weights with 100 images is kept" in remarks_of(run(data, out, config))
     assert beside(out).read_bytes() == before
-    assert "Its own calibration on 100 images is kept" in (out / "README.md").read_text()
+    assert "The calibration of these weights with 100 images is kept" in (out / "README.md").read_text()
 
 
 @pytest.mark.usefixtures("without_report")

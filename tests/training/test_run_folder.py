@@ -45,7 +45,9 @@ def test_files_that_no_training_has_written_are_not_replaced(data: Path, tmp_pat
     file.parent.mkdir(parents=True)
     file.write_text("mine")
     shown = name.partition("/M")[0]
-    with pytest.raises(UsageError, match=f"folder of a training, but its {shown} would be replaced") as caught:
+    with pytest.raises(
+        UsageError, match=f"is not the folder of a training run, .* and its {shown} would be overwritten"
+    ) as caught:
         run(data, tmp_path / "mine")
     assert (caught.value.code, caught.value.hint) == ("exists", "give another --out")
     assert [path for path in (tmp_path / "mine").rglob("*") if path.is_file()] == [file]

@@ -127,7 +127,7 @@ def run(
                 _require_unchanged(out, manifest, todo, finished.values())
             if resumed:
                 done = f"{len(finished):,} of {count_of(manifest.shards, 'shard')} finished"
-                on_event(RunRemark(text=f"resuming: {done} (the inputs listed when the run was started)"))
+                on_event(RunRemark(text=f"resuming: {done}; inputs added since the run was started are ignored"))
             rows_left = manifest.rows - sum(shard.rows for shard in finished.values())
             speed = None if cluster else _model_speed(predictor, rows_left)
             tracker = ProgressTracker(manifest.rows, finished.values(), speed, on_event)

@@ -187,9 +187,9 @@ class CombinedDetector:
     def fit(cls, logits_NK: FloatArray, embeddings_ND: FloatArray, labels_N: Ints) -> CombinedDetector:
         """Fit the Mahalanobis distance, and measure how much both numbers vary."""
         energy_N = EnergyDetector().scores(logits_NK, embeddings_ND)
-        half = MahalanobisDetector.fit(embeddings_ND[::2], labels_N[::2])
-        others = slice(1, None) if len(labels_N) > 2 else slice(None)  # every second image
-        distance_M = half.scores(logits_NK[others][::2], embeddings_ND[others][::2])
+        fitted, later = slice(0, None, 2), slice(1, None, 2) if len(labels_N) > 1 else slice(None)
+        half = MahalanobisDetector.fit(embeddings_ND[fitted], labels_N[fitted])
+        distance_M = half.scores(logits_NK[later], embeddings_ND[later])
         scales = np.array([float(part.std()) or 1.0 for part in (energy_N, distance_M)], np.float32)
         return cls(MahalanobisDetector.fit(embeddings_ND, labels_N), scales)
 

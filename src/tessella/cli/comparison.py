@@ -99,6 +99,7 @@ if TYPE_CHECKING:
     "--out",
     group="Output",
     metavar="FOLDER",
+    resumes=True,
     help="Write a page with the images whose answers changed, and tables, to a folder. Rerun the same command to "
     "resume.",
 )

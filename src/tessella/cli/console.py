@@ -170,13 +170,16 @@ class Argument(click.Argument):
 class Option(click.Option):
     """An option that the help shows under the heading `group`; its value is shown as N if it is a count.
 
-    aliases: former names, which keep working but are not shown.
+    aliases: former names, which keep working but are not shown. resumes: whether the command resumes if it is run again
+    with the same value.
     """
 
-    def __init__(self, *args: Any, group: str = "Other", aliases: Sequence[str] = (), **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, group: str = "Other", aliases: Sequence[str] = (), resumes: bool = False, **kwargs: Any
+    ) -> None:
         assert group in GROUPS
         super().__init__(*args, **kwargs)
-        self.group, self.aliases = group, tuple(aliases)
+        self.group, self.aliases, self.resumes = group, tuple(aliases), resumes
         if isinstance(self.type, click.IntRange):
             self.metavar = self.metavar or "N"
         elif isinstance(self.type, click.FloatRange):
@@ -239,7 +242,7 @@ class Command(click.Command):
 
         word: the name of the option, with underscores.
         """
-        resumable = any("Rerun the same command" in (getattr(param, "help", "") or "") for param in self.params)
+        resumable = any(isinstance(param, Option) and param.resumes for param in self.params)
         return "run the same command again to resume" if word == "resume" and resumable else ""
 
     def invoke(self, ctx: click.Context) -> Any:

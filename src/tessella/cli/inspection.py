@@ -77,6 +77,7 @@ EXAMPLES = 1  # findings of a kind that the table shows
     "--out",
     group="Output",
     metavar="FOLDER",
+    resumes=True,
     help="Write findings.csv, inspection.json and report/index.html to a folder. Rerun the same command to resume.",
 )
 @option(

@@ -89,6 +89,7 @@ resumable_out_option = option(
     group="Output",
     required=True,
     metavar="FOLDER",
+    resumes=True,
     help="Output folder. Rerun the same command to resume.",
 )
 run_argument = argument("folder", metavar="RUN", help="Output folder of `tessella run`.")

@@ -138,7 +138,10 @@ def measure_figures(
 
 
 def choose_folds(fitted: Fitted, settings: CalibrationSettings) -> int:
-    """Return the number of parts with which the thresholds of a part are finite where those of `fitted` are."""
+    """Return a number of parts that leaves enough images for finite thresholds, if those of `fitted` are finite.
+
+    With infinite thresholds, the figures would say that every set has all classes, or that no image is called unknown.
+    """
     count = len(fitted.sets.scores)
     counts_K = np.bincount(fitted.sets.labels, minlength=fitted.sets.num_classes)
     covered = int(counts_K.min()) if settings.per_class else count

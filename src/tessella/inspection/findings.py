@@ -195,7 +195,7 @@ def _from(images: SplitImages, index: int) -> str:
 
 
 def _rank(evidence: Evidence, is_error_N: NDArray[np.bool_], i: int) -> tuple[object, ...]:
-    """Return what decides which of two copies stays: the smaller one. An unreadable image never stays for a copy."""
+    """Return the key by which copies are sorted: the first one is kept. Readable images come before all others."""
     measured, key = evidence.measured, evidence.images.images.key(i)
     split = _ORDER.get(evidence.images.split_of(i), len(_ORDER))
     pixels = int(measured.width[i] * measured.height[i])

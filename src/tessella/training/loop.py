@@ -104,7 +104,7 @@ def train(
         run = TrainingRun(setup, setup.prepare(stack))
         run.begin(shard)
         run.train_epochs()
-        context.shutdown()  # first: the other processes would wait for the results no longer than their time limit
+        context.shutdown()  # before the results, or the others would wait until the time limit of the group
         if context.rank == 0:
             run.finish(command)
     return folder

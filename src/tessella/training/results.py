@@ -103,7 +103,7 @@ def write_results(run: FinishedRun) -> str:
 def _kept_calibration(run: FinishedRun, predictor: Predictor) -> str:
     """Return a sentence about the user's own calibration of the weights that are written, "" if there is none.
 
-    A calibration on the validation images of the run may be from the run itself, and is made again.
+    A calibration with the validation images of the run may be that of the run itself, and is made again.
     """
     path = beside(run.folder)
     if not path.is_file():
@@ -116,7 +116,7 @@ def _kept_calibration(run: FinishedRun, predictor: Predictor) -> str:
     is_of_these_weights = own.fingerprint == hash_identity(predictor.identity, **settings)
     if not is_of_these_weights or own.data.fingerprint == run.images.val.fingerprint:
         return ""
-    return f"its own calibration on {count_of(own.data.images, 'image')} is kept, because the weights are the same"
+    return f"the calibration of these weights with {count_of(own.data.images, 'image')} is kept"
 
 
 def _calibrate(run: FinishedRun, predictor: Predictor) -> str:

@@ -18,7 +18,7 @@ from ..text import count_of
 from .config import TrainConfig, differences
 
 SETTINGS, LOCK = "train.json", ".train.lock"
-RESULTS = (  # files that a run writes, and that are somebody else's in a folder without train.json
+RESULTS = (  # files that a run writes; in a folder without train.json, they are not those of a run
     "README.md",
     "config.json",
     "model.safetensors",
@@ -42,8 +42,8 @@ _CONTENTS = {  # fingerprints, and what they are of
 def check_folder(out: str | Path) -> Path:
     """Return the folder of a run as a path, whether it exists or not.
 
-    Raises UsageError `bad_argument` for an empty name and `exists` for files that no training has written and that a
-    run would replace, and OutputError `output_failed` if it cannot be created.
+    Raises UsageError `bad_argument` for an empty name and `exists` for files that a run would overwrite and
+    that are not those of a run, and OutputError `output_failed` if it cannot be created.
     """
     if not os.fspath(out):
         raise UsageError("bad_argument", "the output folder has no name", hint="--out RUN")
@@ -74,7 +74,7 @@ def check_folder(out: str | Path) -> Path:
 
 
 def _refuse_other_files(folder: Path) -> None:
-    """Raise UsageError `exists` if a folder without train.json has a file that a run would replace."""
+    """Raise UsageError `exists` if a training run would overwrite files in a folder that is not one of a run."""
     from .checkpoint import checkpoint_folder, checkpoint_ids  # it needs PyTorch, which other users of this module lack
 
     found = [name for name in RESULTS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
@@ -83,8 +83,8 @@ def _refuse_other_files(folder: Path) -> None:
         more = f" and {count_of(len(found) - 1, 'other file')}" if len(found) > 1 else ""
         raise UsageError(
             "exists",
-            f"{folder} has no {SETTINGS}, so it is not the folder of a training, but its {found[0]}{more} would be "
-            "replaced",
+            f"{folder} is not the folder of a training run, because it has no {SETTINGS}, and its {found[0]}{more} "
+            "would be overwritten",
             hint="give another --out",
         )
 
