@@ -12,6 +12,7 @@ import pytest
 from tessella.data.samples import sample_images
 from tessella.data.spec import InputSpec
 from tessella.engine import make_plan, open_engine
+from tessella.engine.graphs import depthwise
 from tessella.engine.graphs.build import layouts_of
 from tessella.engine.open import GRAPH_VERSION
 from tessella.engine.openvino import OpenVinoEngine
@@ -44,6 +45,8 @@ def operations(case: str, precision: str, layout: str) -> str:
 
 def test_a_changed_graph_has_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TESSELLA_CACHE", str(tmp_path))
+    # without AVX-512, the graph of a depthwise convolution has another form of the same operation
+    monkeypatch.setattr(depthwise, "vector_features", lambda: frozenset({"avx512"}))
     found = {
         f"{case} {precision} {layout}".strip(): operations(case, precision, layout)
         for case in TINY

@@ -56,12 +56,13 @@ class Quantizer(Products):
         return value
 
     def rounded_input(
-        self, name: str, x: ov.Output, after: int, *, signed: bool = False, by_channel: bool = False
+        self, name: str, x: ov.Output, after: int, *, signed: bool = False, by_channel: bool = False, limit: int = 0
     ) -> Input:
         """Return the input of a product in 8 bits; products that read the same value share it.
 
         after: the number of axes that follow the channels. signed: round to -128 to 127, with offset 0. by_channel:
-        channels are not summed, so weights do not matter for the ratio.
+        channels are not summed, so weights do not matter for the ratio. limit: the rounded value of the largest
+        one measured, if signed; larger values are not clamped. 0: the whole range.
         """
         key = (key_of(x), signed)
         if key in self._inputs:
@@ -74,7 +75,7 @@ class Quantizer(Products):
         weight = np.maximum(row.weight.astype(np.float64), 1e-6 * row.weight.max() + 1e-30)
         ratio = np.sqrt(reach) if by_channel else (reach / weight) ** STRENGTH
         ratio /= np.exp(np.log(ratio).mean())
-        scale = 2 * (reach / ratio).max() / (LEVELS - 1)
+        scale = (reach / ratio).max() / (limit or (LEVELS - 1) / 2)
         first = -LEVELS // 2 * scale if signed else 0.0
         last = first + (LEVELS - 1) * scale
         offset = np.full_like(ratio, middle) if signed else middle - ratio * last / 2
@@ -87,11 +88,14 @@ class Quantizer(Products):
         self._inputs[key] = Input(op.fake_quantize(smooth, *bounds, *bounds, LEVELS), offset, ratio)
         return self._inputs[key]
 
-    def rounded_weight(self, name: str, weight: Array) -> tuple[ov.Node, Array]:
-        """Return a weight (out,...) in 8 bits as a node, and the values (out,...) that it stands for, float64."""
+    def rounded_weight(self, name: str, weight: Array, limit: int = LIMIT) -> tuple[ov.Node, Array]:
+        """Return a weight (out,...) in 8 bits as a node, and the values (out,...) that it stands for, float64.
+
+        limit: the largest of the integers.
+        """
         axes = tuple(range(1, weight.ndim))
-        scale = (np.maximum(np.abs(weight).max(axes, keepdims=True), 1e-30) / LIMIT).astype(np.float32)
-        values = np.round(weight / scale).clip(-LIMIT, LIMIT).astype(np.int8)
+        scale = (np.maximum(np.abs(weight).max(axes, keepdims=True), 1e-30) / limit).astype(np.float32)
+        values = np.round(weight / scale).clip(-limit, limit).astype(np.int8)
         self.digest.update(name.encode() + values.tobytes() + scale.tobytes())
         return op.multiply(op.convert(op.constant(values), "f32"), constant(scale)), values * scale.astype(np.float64)
 
@@ -117,8 +121,10 @@ class Quantizer(Products):
         """As in Products."""
         if name not in self.statistics:
             return super().from_left(name, x_BND, weight, bias)
-        read = self.rounded_input(name, x_BND, 1, signed=True)  # on the right, kernels take signed values only
-        node, rounded = self.rounded_weight(name, weight * read.ratio)
+        # on the right, kernels take signed values only; without VNNI, kernels add 128 to a signed value on the left, so
+        # the right factor uses half of the range here, and the weight all of it
+        read = self.rounded_input(name, x_BND, 1, signed=True, limit=LIMIT)
+        node, rounded = self.rounded_weight(name, weight * read.ratio, LEVELS // 2 - 1)
         bias = self.corrected(name, read, weight, rounded, bias)
         product = op.matmul(op.unsqueeze(node, integers(0)), read.rounded, False, False)
         return op.add(product, constant(bias[:, None]))
