@@ -18,7 +18,10 @@ from tessella.engine.gate import open_gated
 from tessella.engine.open import open_graph
 from tessella.engine.openvino import OpenVinoEngine, core
 from tessella.engine.quantization.calibrate import MAX_PAIR_ERROR, calibrate, observe, without_inaccurate_pairs
+from tessella.engine.quantization.observe import Statistics
+from tessella.engine.quantization.quantize import Quantizer
 from tessella.engine.quantization.search import find_exact, product_errors
+from tessella.engine.runtime import op
 from tessella.errors import UsageError
 from tessella.machine import vector_features
 from tessella.weights.network import Network, as_network
@@ -261,3 +264,18 @@ def test_int8_is_refused_for_a_model_without_a_graph() -> None:
     with pytest.raises(UsageError, match="int8 is not available for this mixer_s16_224, because") as caught:
         open_engine(changed, make_plan("cpu", "int8", "openvino"), size, spec, images)
     assert caught.value.code == "bad_argument"
+
+
+def test_products_across_patches_do_not_overflow_without_vnni() -> None:
+    """Without VNNI, kernels add 128 to a signed value on the left, and add two products in 16 bits."""
+    reach, random = 3.0, np.random.default_rng(0)
+    row = Statistics(np.full(6, -reach), np.full(6, reach), np.zeros(6), np.ones(6))
+    x = op.parameter([1, 6, 4], np.float32)
+    weight = random.choice([-1.0, 1.0], (5, 6)).astype(np.float32)
+    product = Quantizer({"tokens": row}).from_left("tokens", x, weight, np.zeros(5, np.float32))
+    rounded = product.input_value(0).get_node().input_value(1).get_node()
+    assert rounded.get_type_name() == "FakeQuantize"
+    low, high = (rounded.input_value(index).get_node().get_vector()[0] for index in (1, 2))
+    largest = round(reach / ((high - low) / 255))  # integer of the largest measured input
+    assert (127 + 128) * 2 * largest <= 2**15 - 1
+    assert largest >= 63  # and the range that is left is used

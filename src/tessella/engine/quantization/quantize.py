@@ -61,8 +61,8 @@ class Quantizer(Products):
         """Return the input of a product in 8 bits; products that read the same value share it.
 
         after: the number of axes that follow the channels. signed: round to -128 to 127, with offset 0. by_channel:
-        channels are not summed, so weights do not matter for the ratio. limit: the rounded value of the largest
-        one measured, if signed; larger values are not clamped. 0: the whole range.
+        channels are not summed, so weights do not matter for the ratio. limit: the integer to which the largest
+        measured value of a signed input is rounded; larger values are not clamped to it. 0: the end of the range.
         """
         key = (key_of(x), signed)
         if key in self._inputs:
@@ -121,8 +121,8 @@ class Quantizer(Products):
         """As in Products."""
         if name not in self.statistics:
             return super().from_left(name, x_BND, weight, bias)
-        # on the right, kernels take signed values only; without VNNI, kernels add 128 to a signed value on the left, so
-        # the right factor uses half of the range here, and the weight all of it
+        # on the right, kernels take signed values only; without VNNI, they add 128 to a signed value on the left. The
+        # right factor, and not the weight, therefore uses half of the range
         read = self.rounded_input(name, x_BND, 1, signed=True, limit=LIMIT)
         node, rounded = self.rounded_weight(name, weight * read.ratio, LEVELS // 2 - 1)
         bias = self.corrected(name, read, weight, rounded, bias)
