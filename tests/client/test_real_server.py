@@ -22,7 +22,7 @@ from tessella.inputs import AnyImage
 from tessella.predictor import Predictor
 from tessella.search import Index, build_index
 from tessella.weights.catalogue import default_model
-from tests.serve.servers import ServerProcess
+from tests.serve.servers import ANSWER_SECONDS, ServerProcess
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 PHOTOS = sorted(EXAMPLES.glob("*.jpg"))
@@ -147,7 +147,7 @@ def test_no_rows_are_swapped_under_overload(server: ServerProcess, classifier: P
 
 def metric(server: ServerProcess, code: str) -> float:
     """Return how many requests were answered with an error code."""
-    text = httpx.get(f"{server.url}/metrics").text
+    text = httpx.get(f"{server.url}/metrics", timeout=ANSWER_SECONDS).text
     lines = [line for line in text.splitlines() if line.startswith("tessella_") and f'code="{code}"' in line]
     return sum(float(line.rpartition(" ")[2]) for line in lines if "_total{" in line)
 

@@ -21,7 +21,7 @@ from tessella.explain import Explanation, explain
 from tessella.explain.methods import methods_for
 
 from .processes import children
-from .servers import ServerProcess, wait_for
+from .servers import ANSWER_SECONDS, ServerProcess, wait_for
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 CAT = EXAMPLES / "cat.jpg"
@@ -44,7 +44,7 @@ def explainers(server: ServerProcess) -> list[int]:
 
 
 def metric(server: ServerProcess, line: str) -> float:
-    text = httpx.get(f"{server.url}/metrics").text
+    text = httpx.get(f"{server.url}/metrics", timeout=ANSWER_SECONDS).text
     return next((float(row.rpartition(" ")[2]) for row in text.splitlines() if row.startswith(line)), 0.0)
 
 
@@ -107,7 +107,7 @@ def test_a_killed_process_is_replaced_and_no_request_is_lost(server: ServerProce
             for answer in answers:
                 np.testing.assert_allclose(answer.result().map, expected, rtol=1e-4, atol=1e-5)
     assert metric(server, 'tessella_explain_process_ends_total{reason="lost"}') >= 1
-    assert httpx.get(f"{server.url}/readyz").status_code == 200
+    assert httpx.get(f"{server.url}/readyz", timeout=ANSWER_SECONDS).status_code == 200
 
 
 def test_a_deadline_kills_the_process_and_the_next_request_works(server: ServerProcess) -> None:
@@ -116,7 +116,10 @@ def test_a_deadline_kills_the_process_and_the_next_request_works(server: ServerP
         (worker,) = explainers(server)
         os.kill(worker, signal.SIGSTOP)
         response = httpx.post(
-            f"{server.url}/v1/explain", files={"file": CAT.read_bytes()}, headers={"X-Tessella-Deadline-Ms": "500"}
+            f"{server.url}/v1/explain",
+            files={"file": CAT.read_bytes()},
+            headers={"X-Tessella-Deadline-Ms": "500"},
+            timeout=ANSWER_SECONDS,
         )
         assert (response.status_code, response.json()["code"]) == (504, "deadline_exceeded")
         wait_for(lambda: worker not in children(server.process.pid))

@@ -22,7 +22,7 @@ from tessella.serve.routes.open_inference import Target, find_target
 from ..structure import ROOT
 from .conftest import App
 from .leaks import find_leaks
-from .servers import ServerProcess
+from .servers import ANSWER_SECONDS, ServerProcess
 from .test_tensors import JSON_VALUES, REQUESTS, with_binary
 
 MODEL = "convmixer_256_8_ks3_p4.cifar10"
@@ -38,7 +38,7 @@ def client() -> Iterator[httpx.Client]:
     """A client of a server with two models, of which the first is loaded, and without a token."""
     with (
         ServerProcess("-m", MODEL, "-m", OTHER_MODEL, "--max-images", "4") as process,
-        httpx.Client(base_url=process.url, event_hooks={"response": [check_error]}) as client,
+        httpx.Client(base_url=process.url, timeout=ANSWER_SECONDS, event_hooks={"response": [check_error]}) as client,
     ):
         yield client
 

@@ -14,7 +14,7 @@ import pytest
 
 from tessella.bulk import read_rows
 
-from ..servers import ServerProcess
+from ..servers import ANSWER_SECONDS, ServerProcess
 from .browser import Visit
 from .conftest import ROOT
 
@@ -164,7 +164,7 @@ def test_without_the_token_only_the_files_of_the_page_are_given(real: ServerProc
 
     from tessella.serve.routes import page
 
-    assert {httpx.get(f"{real.url}{path}").status_code for path in page.OPEN_PATHS} == {200}
-    answer = httpx.get(f"{real.url}/")
-    assert answer.headers["content-security-policy"] == page.POLICY
-    assert httpx.get(f"{real.url}/v1/index").status_code == 401
+    with httpx.Client(base_url=real.url, timeout=ANSWER_SECONDS) as client:
+        assert {client.get(path).status_code for path in page.OPEN_PATHS} == {200}
+        assert client.get("/").headers["content-security-policy"] == page.POLICY
+        assert client.get("/v1/index").status_code == 401
