@@ -1,6 +1,7 @@
 """Add the models of benchmarks/train_cifar10.py to the package: `python benchmarks/register.py RUN ... --test FILE`.
 
-Each RUN is a finished run, such as OUT/mixer_ti_p4_32. They were made without the test images: a tenth of
+Each RUN is the last finished run of an architecture, such as OUT/mixer_ti_p4_32, or OUT/mixer_ti_p4_32-2 if there is a
+second one, which has the folder of the first beside it. They were made without the test images: a tenth of
 cifar10-train.parquet was held out, and the settings in benchmarks/cifar10_models were chosen by it. FILE has the
 figures of the test images, which were evaluated once, after all choices:
 
@@ -22,7 +23,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import train_cifar10 as recipe
 
@@ -30,6 +31,7 @@ from tessella import create_model
 from tessella.info import info
 from tessella.storage import write_atomic
 from tessella.training.config import TrainConfig, differences, read_config
+from tessella.training.metrics_log import METRICS
 from tessella.weights.catalogue import BUILTIN_FOLDER
 from tessella.weights.counting import cost
 
@@ -46,10 +48,7 @@ def register(run: Path, test: dict[str, Any]) -> str:
     """
     told = json.loads((run / "config.json").read_text())
     architecture = told["architecture"]
-    settings = TrainConfig.from_dict(read_config(run / "train.json"))
-    changed = differences(recipe.read_settings(architecture, teacher=settings.teacher), settings)
-    if changed:
-        raise SystemExit(f"{run} was not made with the settings of {architecture}: {', '.join(changed)} differ")
+    runs = stages(run, architecture)
     weights = run / "model.safetensors"
     if weights.stat().st_size > MOST_BYTES:
         raise SystemExit(
@@ -60,8 +59,34 @@ def register(run: Path, test: dict[str, Any]) -> str:
     shutil.copyfile(weights, file)
     write_row(told, file, test)
     report = json.loads((run / "report" / "report.json").read_text())
-    write_atomic(BUILTIN_FOLDER / f"{name}.md", card(settings, report, told, test).encode())
+    write_atomic(BUILTIN_FOLDER / f"{name}.md", card(runs, report, told, test).encode())
     return name
+
+
+class Stage(NamedTuple):
+    """A finished run: its settings, and the rows of its epochs."""
+
+    settings: TrainConfig
+    epochs: list[dict[str, Any]]
+
+
+def stages(run: Path, architecture: str) -> list[Stage]:
+    """Return a run, after the one that it started from if there is one. Exits if they are not those of the recipe."""
+    first, last = run.with_name(architecture), recipe.last_run(architecture)
+    if run.name != last:
+        raise SystemExit(f"{run} is not the last run of {architecture}, which is {last}")
+    found = []
+    for folder in dict.fromkeys((first, run)):
+        settings = TrainConfig.from_dict(read_config(folder / "train.json"))
+        told = recipe.read_settings(folder.name, teacher=settings.teacher, init_from=settings.init_from)
+        if changed := differences(told, settings):
+            raise SystemExit(f"{folder} was not made with the settings of {folder.name}: {', '.join(changed)} differ")
+        start, expected = settings.init_from, "scratch" if folder == first else f"{architecture}/model.safetensors"
+        if start != expected and not start.endswith(f"/{expected}"):
+            raise SystemExit(f"{folder} was started from {start} instead of {expected}")
+        rows = map(json.loads, (folder / METRICS).read_text().splitlines())
+        found.append(Stage(settings, [row for row in rows if row["kind"] == "epoch"]))
+    return found
 
 
 def write_row(told: dict[str, Any], file: Path, test: dict[str, Any]) -> None:
@@ -91,9 +116,13 @@ def architecture_of(name: str) -> str:
     return str(json.loads((Path(name.removeprefix(FOLDER)) / "config.json").read_text())["architecture"])
 
 
-def card(settings: TrainConfig, report: dict[str, Any], told: dict[str, Any], test: dict[str, Any]) -> str:
-    """Return the card as Markdown."""
-    metrics, conditions, history = report["metrics"], report["conditions"], report["history"]
+def card(runs: Sequence[Stage], report: dict[str, Any], told: dict[str, Any], test: dict[str, Any]) -> str:
+    """Return the card as Markdown. report: of the last run."""
+    settings, metrics, conditions = runs[-1].settings, report["metrics"], report["conditions"]
+    history = [row for stage in runs for row in stage.epochs]
+    again = (
+        f"The last {len(runs[-1].epochs)} epochs are a second run with stronger augmentation. " if len(runs) > 1 else ""
+    )
     teacher = (
         f"The teacher was `{architecture_of(settings.teacher)}`, trained on the same images. "
         if settings.teacher
@@ -115,7 +144,7 @@ def card(settings: TrainConfig, report: dict[str, Any], told: dict[str, Any], te
         "lower than those for the original pixels.", "",
         f"Trained on 90 % of the 50,000 training images, from random weights, seed {settings.seed}; the settings "
         f"were chosen by the accuracy on the other {metrics['count']:,} images, {100 * metrics['top1']:.2f} % at the "
-        f"end. {teacher}In the root of the repository:", "",
+        f"end. {again}{teacher}In the root of the repository:", "",
         f"    {COMMAND}", "",
         f"{conditions['hardware']}; {conditions['versions'].split(', openvino')[0]}; {hours:.1f} hours, other work "
         f"at the same time. The weights are those of the last step"

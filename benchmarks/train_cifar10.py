@@ -7,8 +7,9 @@ benchmarks/cifar10_models were chosen by the accuracy on this tenth.
 ConvMixer is trained in the style of its authors' run for CIFAR-10: with a large learning rate, and without mixing,
 random erasing and label smoothing. It is the teacher of the four other models, which are trained with Muon. These see
 the same crops of the images, so its outputs are computed once, for the first of them. Every model is trained from
-random weights in OUT/ARCHITECTURE, and has the weights of the last step. The accuracies on the held-out images are
-printed at the end. Run the same command again to resume.
+random weights in OUT/ARCHITECTURE. A model with a second file of settings, ARCHITECTURE-2.json, is then trained from
+these weights in OUT/ARCHITECTURE-2, with stronger augmentation. Every run keeps the weights of its last step. The
+accuracies on the held-out images are printed at the end. Run the same command again to resume.
 """
 
 from __future__ import annotations
@@ -35,12 +36,13 @@ from tessella.training.distillation import OUTPUTS
 
 SETTINGS = Path(__file__).resolve().parent / "cifar10_models"
 TEACHER = "convmixer_256_8_ks5_p2"
+SECOND = "-2"  # ends the names of runs that start from the weights of a first one
 STUDENTS = ("mixer_ti_p4_32", "gmixer_ti_p4_32", "crossvit_ti_dagger_p4_32", "convit_ti_p4_32")
 
 
-def read_settings(name: str, **changes: object) -> TrainConfig:
-    """Return the settings of a model. changes: paths on this machine."""
-    return TrainConfig.from_dict(read_config(SETTINGS / f"{name}.json") | changes)
+def read_settings(run: str, **changes: object) -> TrainConfig:
+    """Return the settings of a run, an architecture with `SECOND` behind it or not. changes: paths on this machine."""
+    return TrainConfig.from_dict(read_config(SETTINGS / f"{run}.json") | changes)
 
 
 def copy_data(file: Path, folder: Path) -> Path:
@@ -54,11 +56,25 @@ def copy_data(file: Path, folder: Path) -> Path:
     return partial.replace(folder / "cifar10-train.parquet")
 
 
+def last_run(name: str) -> str:
+    """Return the name of the last run of an architecture."""
+    return f"{name}{SECOND}" if (SETTINGS / f"{name}{SECOND}.json").exists() else name
+
+
+def run_names() -> list[str]:
+    """Return the names of the folders of all runs, in order: those that others start from or learn from are first."""
+    first = (TEACHER, *STUDENTS)
+    return list(dict.fromkeys((*first, *map(last_run, first))))
+
+
 def configs(out: Path) -> Iterator[tuple[str, TrainConfig]]:
-    """Yield the architecture and the settings of every training in order: the teacher's has to be done first."""
-    yield TEACHER, read_settings(TEACHER)
-    for name in STUDENTS:
-        yield name, read_settings(name, teacher=f"local-dir:{out / TEACHER}")
+    """Yield the name of the folder and the settings of every run, in order."""
+    for run in run_names():
+        name = run.removesuffix(SECOND)
+        changes = dict(teacher=f"local-dir:{out / TEACHER}") if name in STUDENTS else {}
+        if run != name:
+            changes["init_from"] = str(out / name / "model.safetensors")
+        yield run, read_settings(run, **changes)
 
 
 def share_teacher_outputs(out: Path, name: str) -> None:
