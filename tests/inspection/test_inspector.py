@@ -132,6 +132,16 @@ def test_identical_images(predictor: Predictor, tmp_path: Path) -> None:
     assert any("label errors were not examined" in note for note in result.notes)
 
 
+def test_many_copies_of_an_image_do_not_hide_a_near_copy(predictor: Predictor, tmp_path: Path) -> None:
+    for i in range(12):  # an image has 11 exact copies, more than the neighbors that are searched
+        save(scene(1), tmp_path / "data" / "a" / f"{i}.png")
+        save(recompressed(scene(1)), tmp_path / "data" / "b" / f"{i}.png")
+    result = inspect(tmp_path / "data", predictor, InspectionSettings(min_images=0))
+    assert len(pairs(result, "exact_duplicate")) == 22
+    assert ("a/0.png", "b/0.png") in pairs(result, "near_duplicate")
+    assert write_clean_list(tmp_path / "clean.csv", result.images, result.findings) == 1
+
+
 def test_one_class_of_one_color(predictor: Predictor, tmp_path: Path) -> None:
     for i in range(6):
         save(Image.new("RGB", (40, 40), (10 * i, 0, 0)), tmp_path / "only" / f"{i}.png")

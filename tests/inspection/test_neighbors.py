@@ -37,6 +37,19 @@ def test_fewer_images_than_neighbors() -> None:
     assert find_neighbors(np.zeros((0, 4), np.float16), 2).row.shape == (0, 2)
 
 
+def test_images_of_a_group_count_as_one() -> None:
+    vectors_ND = vectors(9)
+    group_N = np.array([0, 1, 0, 1, 4, 5, 0, 7, 8])
+    found = find_neighbors(vectors_ND, 5, group_N=group_N)
+    firsts = np.unique(group_N)
+    alone = find_neighbors(vectors_ND[firsts], 5)
+    np.testing.assert_array_equal(found.row[firsts], firsts[alone.row])
+    np.testing.assert_array_equal(found.cosine[firsts], alone.cosine)
+    np.testing.assert_array_equal(found.row, found.row[group_N])
+    assert find_neighbors(vectors_ND, 2, group_N=np.zeros(9, np.int64)).row.tolist() == [[-1, -1]] * 9
+    assert find_neighbors(np.zeros((0, 4), np.float16), 2, group_N=np.zeros(0, np.int64)).row.shape == (0, 2)
+
+
 def test_progress_reaches_the_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbors, "QUERIES", 20)
     seen: list[tuple[str, int, int]] = []

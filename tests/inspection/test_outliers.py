@@ -52,6 +52,18 @@ def test_two_copies_of_an_outlier_are_outliers() -> None:
     assert found.overall[[7, 8]].min() > 5
 
 
+def test_many_copies_of_an_outlier_are_outliers_of_their_class() -> None:
+    vectors = ring(80, 0)
+    vectors[60:] = -vectors[60]
+    vectors = vectors.astype(np.float16)
+    group = np.minimum(np.arange(80), 60)
+    neighbors = find_neighbors(vectors, 10, group_N=group)
+    found = find_remote(vectors, np.zeros(80, np.int64), group, neighbors)
+    assert found.overall[60:].min() > 5
+    assert found.in_class[60:].min() > 5
+    assert max(found.overall[:60].max(), found.in_class[:60].max()) < 5
+
+
 def test_an_image_can_be_remote_in_its_class_alone() -> None:
     first, second = ring(60, 1), np.roll(ring(60, 2), 3, axis=1)
     vectors = np.concatenate([first, second]).astype(np.float16)

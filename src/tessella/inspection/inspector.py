@@ -22,7 +22,7 @@ from ..records import csv_line
 from ..storage import create_output_folder, folder_lock, write_bytes
 from ..text import count_of, escape
 from ..weights.catalogue import default_model
-from .copies import LIKELY, find_copies
+from .copies import LIKELY, equal_files, find_copies
 from .findings import COLUMNS, Evidence, Finding, collect, count_kinds
 from .label_errors import LabelErrors, find_label_errors
 from .measuring import Measurements, measure, picture_reader
@@ -148,7 +148,8 @@ def _analyze(
     """Compute what the findings follow from; `seconds` gets the duration of each stage."""
     clock = _Clock(seconds)
     rows = np.flatnonzero(measured.ok)
-    neighbors = find_neighbors(measured.vectors[rows], NEIGHBORS, progress=progress)
+    equal = equal_files(measured)[rows]
+    neighbors = find_neighbors(measured.vectors[rows], NEIGHBORS, group_N=equal, progress=progress)
     clock.stop("neighbors")
     with picture_reader(images, predictor) as read:
         copies = find_copies(

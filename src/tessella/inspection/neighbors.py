@@ -29,12 +29,24 @@ class Neighbors(NamedTuple):
 
 
 def find_neighbors(
-    vectors_ND: NDArray[np.float16], count: int, *, label: str = "neighbors", progress: ProgressCallback | None = None
+    vectors_ND: NDArray[np.float16],
+    count: int,
+    *,
+    group_N: NDArray[np.int64] | None = None,
+    label: str = "neighbors",
+    progress: ProgressCallback | None = None,
 ) -> Neighbors:
     """Return the `count` nearest neighbors of each image by embeddings (N,D) of unit length; no image is its own.
 
-    progress: called with (label, images done, N).
+    group_N: (N,) integers that copies share. Of a group, only the first image is searched, and only it is found: all
+    have its neighbors. Without it, an image with more than `count` copies would have no other neighbors. progress:
+    called with (label, images done, number of images searched).
     """
+    if group_N is not None:
+        _, firsts, places = np.unique(group_N, return_index=True, return_inverse=True)
+        found = find_neighbors(vectors_ND[firsts], count, label=label, progress=progress)
+        row_NK = np.where(found.row >= 0, firsts[found.row], -1) if len(firsts) else found.row
+        return Neighbors(found.cosine[places], row_NK[places])
     total = len(vectors_ND)
     cosine_NK = np.full((total, count), -1, np.float32)
     row_NK = np.full((total, count), -1, np.int64)

@@ -80,7 +80,7 @@ def find_remote(vectors_ND: NDArray[np.float16], labels_N: Ints, group_N: Ints, 
     class_distance_N, in_class_N = np.zeros(len(labels_N), np.float32), np.zeros(len(labels_N), np.float32)
     for label in np.unique(labels_N[labels_N >= 0]):
         members = np.flatnonzero(labels_N == label)
-        nearest = find_neighbors(vectors_ND[members], neighbors.row.shape[1])
+        nearest = find_neighbors(vectors_ND[members], neighbors.row.shape[1], group_N=group_N[members])
         class_distance_N[members] = _mean_distance(nearest, group_N[members])
         in_class_N[members] = standard_scores(class_distance_N[members], 0.01)
     return Remoteness(standard_scores(distance_N, 0.01), in_class_N, distance_N, class_distance_N)
