@@ -18,7 +18,11 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def unused_path(path: Path) -> Path:
-    """Return the path, with a number at its end if it exists: results are added and never replaced."""
+    """Return the path, with a number at its end if it exists: results are added and never replaced.
+
+    Its folder is created: an error after the measurement would lose the results.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
     names = (path.with_stem(f"{path.stem}_{number}") if number > 1 else path for number in itertools.count(1))
     return next(name for name in names if not name.exists())
 
