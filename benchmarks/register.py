@@ -148,7 +148,8 @@ def card(runs: Sequence[Stage], report: dict[str, Any], told: dict[str, Any], te
         f"    {COMMAND}", "",
         f"{conditions['hardware']}; {conditions['versions'].split(', openvino')[0]}; {hours:.1f} hours, other work "
         f"at the same time. The weights are those of the last step"
-        f"{', averaged exponentially over the steps' if settings.ema_decay else ''}.", "",
+        f"{', averaged exponentially over the steps' if settings.ema_decay else ''}. The calibration beside them was "
+        "fitted on the held-out images.", "",
         "| epoch | training loss | held-out loss | held-out top-1 | seconds |", "| ---: | ---: | ---: | ---: | ---: |",
     ]  # fmt: skip
     for number, row in enumerate(history, 1):

@@ -41,7 +41,10 @@ STUDENTS = ("mixer_ti_p4_32", "gmixer_ti_p4_32", "crossvit_ti_dagger_p4_32", "co
 
 
 def read_settings(run: str, **changes: object) -> TrainConfig:
-    """Return the settings of a run, an architecture with `SECOND` behind it or not. changes: paths on this machine."""
+    """Return the settings of a run.
+
+    run: an architecture, followed by `SECOND` for its second run. changes: paths on this machine.
+    """
     return TrainConfig.from_dict(read_config(SETTINGS / f"{run}.json") | changes)
 
 

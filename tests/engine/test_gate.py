@@ -78,7 +78,7 @@ CLASSIFIERS = [row.name for row in CATALOGUE.values() if row.tag == "cifar10"]  
 @pytest.mark.parametrize(
     ("name", "engine", "precision", "points", "count"),
     [
-        # of 2,000 images, six changed answers are too many, and chance alone makes that many
+        # with 2,000 images, six changed answers are more than 0.3 %, and that many occur by chance
         *((name, "openvino", "int8", 0.5, 4_000) for name in CLASSIFIERS),
         *(pytest.param(name, "openvino", "int8", 0.3, 10_000, marks=pytest.mark.slow) for name in CLASSIFIERS),
         # slow on a CPU without native bfloat16

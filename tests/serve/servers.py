@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 START_SECONDS = 120  # generous: other tests may use the processors
-ANSWER_SECONDS = 150  # the first explanation waits for PyTorch; clients of HTTP wait 5 seconds unless told otherwise
+ANSWER_SECONDS = 150  # the first explanation waits for PyTorch; HTTPX waits 5 seconds by default
 READY = re.compile(r"serving .* at http://(.+):(\d+)\n")
 
 

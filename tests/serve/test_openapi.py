@@ -20,7 +20,7 @@ CONFIG = f"""
 hooks = "{Path(__file__).with_name("schemathesis_hooks.py")}"
 request-timeout = {ANSWER_SECONDS}
 [checks]
-# these tests do not measure time, and share the machine with others; without a limit here, it would be 10 seconds
+# these tests do not measure time, and other tests run beside them; the default is 10 seconds
 max_response_time = {ANSWER_SECONDS}
 [checks.positive_data_acceptance]
 # random bytes are no image, and no schema can describe one
